@@ -1,0 +1,1 @@
+"""A corpus and a model that mean something offline: drawn shapes, and a tiny OpenCLIP trained on them."""

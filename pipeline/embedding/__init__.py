@@ -1,0 +1,1 @@
+"""From image columns to embedding tables."""

@@ -1,0 +1,145 @@
+"""Units in, image batches out: one Ray Data read task per unit, streaming record batches of bounded bytes.
+
+A batch has the unit, the row number within the shard, the key as text, the encoded bytes or a reference to them, the
+kept columns, and an empty reason and error. Of a huge row group only the pages in use are in memory.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from ray.data.block import BlockMetadata
+from ray.data.context import DataContext
+from ray.data.datasource import Datasource, ReadTask
+
+from pipeline import schema
+from pipeline.store import open_parquet
+from pipeline.table import Unit
+
+BATCH_BYTES = 16 << 20  # of encoded images; Ray Data joins batches into blocks of its own size
+MAX_BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class ReadSpec:
+    """Which columns of the source become which of ours."""
+
+    image_column: str
+    image_kind: str
+    key_column: str | None
+    keep_columns: tuple[str, ...]
+
+
+class UnitSource(Datasource):  # type: ignore[misc]  # Ray's classes are untyped
+    """One read task per unit."""
+
+    def __init__(self, units: list[Unit], spec: ReadSpec) -> None:
+        super().__init__()
+        self.units = units
+        self.spec = spec
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Say that it is not known: Ray then sizes by what the tasks return."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """Make a task for each unit, however many Ray would like."""
+        return [
+            ReadTask(
+                partial(read_unit, unit, self.spec),
+                BlockMetadata(num_rows=unit.rows, size_bytes=None, exec_stats=None, input_files=(unit.shard,)),
+            )
+            for unit in self.units
+        ]
+
+
+def read_unit(unit: Unit, spec: ReadSpec) -> Iterable[pa.Table]:
+    """Stream a unit's rows as image batches, in the order of the shard."""
+    columns = [spec.image_column, *spec.keep_columns]
+    if spec.key_column is not None:
+        columns.append(spec.key_column)
+    row = unit.first_row
+    with open_parquet(unit.shard) as file:
+        groups = range(unit.first_group, unit.first_group + unit.groups)
+        rows = _batch_rows(file.metadata, groups, spec.image_column)
+        for batch in file.iter_batches(rows, row_groups=list(groups), columns=sorted(set(columns))):
+            for piece in _pieces(batch, spec.image_column):
+                yield _image_batch(piece, unit, row, spec)
+                row += piece.num_rows
+
+
+def _batch_rows(footer: pq.FileMetaData, groups: range, image_column: str) -> int:
+    """Choose how many rows make BATCH_BYTES, by what the footer says of the image column."""
+    image_bytes = total_rows = 0
+    for number in groups:
+        group = footer.row_group(number)
+        total_rows += group.num_rows
+        for i in range(group.num_columns):
+            chunk = group.column(i)
+            if f"{chunk.path_in_schema}.".startswith(f"{image_column}."):
+                image_bytes += chunk.total_uncompressed_size
+    mean_bytes = max(1, image_bytes // max(1, total_rows))
+    return int(np.clip(BATCH_BYTES // mean_bytes, 1, MAX_BATCH_ROWS))
+
+
+def _pieces(batch: pa.RecordBatch, image_column: str) -> Iterator[pa.RecordBatch]:
+    """Halve a batch until it keeps to twice the bytes wanted: means mislead where sizes are very uneven."""
+    if batch.num_rows > 1 and batch.column(image_column).nbytes > 2 * BATCH_BYTES:
+        half = batch.num_rows // 2
+        yield from _pieces(batch.slice(0, half), image_column)
+        yield from _pieces(batch.slice(half), image_column)
+    else:
+        yield batch
+
+
+def _image_batch(batch: pa.RecordBatch, unit: Unit, first_row: int, spec: ReadSpec) -> pa.Table:
+    count = batch.num_rows
+    rows = np.arange(first_row, first_row + count)
+    if spec.key_column is None:
+        keys = pa.array([f"{unit.shard}#{row}" for row in rows], pa.string())
+    else:
+        keys = batch.column(spec.key_column).cast(pa.string())
+    columns: dict[str, pa.Array] = {
+        schema.UNIT: pa.repeat(unit.id, count),
+        schema.SHARD: pa.repeat(unit.shard, count),
+        schema.ROW: pa.array(rows, pa.int64()),
+        schema.ROW_ID: keys,
+        schema.REASON: pa.nulls(count, pa.string()),
+        schema.ERROR: pa.nulls(count, pa.string()),
+        **_images(batch.column(spec.image_column), unit, spec),
+    }
+    for name in spec.keep_columns:
+        column = batch.column(name)
+        view = column.type in (pa.string_view(), pa.binary_view())  # Ray and pyarrow cannot filter by these
+        columns[name] = column.cast(pa.string() if column.type == pa.string_view() else pa.binary()) if view else column
+    return pa.table(columns)
+
+
+def _images(column: pa.Array, unit: Unit, spec: ReadSpec) -> dict[str, pa.Array]:
+    """Split an image column into bytes and references; a source of bytes has no references."""
+    if spec.image_kind == "bytes":
+        return {schema.IMAGE: column.cast(pa.large_binary())}
+    if spec.image_kind == "reference":
+        nothing = pa.nulls(len(column), pa.large_binary())
+        return {schema.IMAGE: nothing, schema.REFERENCE: _resolved(column, unit)}
+    held = pc.struct_field(column, "bytes").cast(pa.large_binary())
+    paths = pc.if_else(pc.is_valid(held), None, pc.struct_field(column, "path").cast(pa.string()))
+    return {schema.IMAGE: held, schema.REFERENCE: _resolved(paths, unit)}
+
+
+def _resolved(paths: pa.Array, unit: Unit) -> pa.Array:
+    """Take paths that are neither absolute nor URLs from the shard's folder."""
+    folder = unit.shard.rpartition("/")[0]
+    return pa.array(
+        [
+            path if path is None or path.startswith("/") or "://" in path else f"{folder}/{path}"
+            for path in paths.to_pylist()
+        ],
+        pa.string(),
+    )

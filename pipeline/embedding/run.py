@@ -1,0 +1,285 @@
+"""The embed job: a source's pending units through read, fetch, preprocess, encode and write, receipt by receipt.
+
+In: an `EmbedConfig`. Out: a table's files, its receipts, and a `Report` whose counts close. The data flow is
+`_dataflow`; everything else here says what is pending before it and what holds after it.
+"""
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+
+import pipeline
+from pipeline import compute, model
+from pipeline.compute import Pools
+from pipeline.config import EmbedConfig
+from pipeline.embedding.encode import Encode, EncodeSpec
+from pipeline.embedding.fetch import Fetch, FetchSpec
+from pipeline.embedding.plan import Survey, check_keys, cut, survey
+from pipeline.embedding.preprocess import Preprocess
+from pipeline.embedding.read import ReadSpec, UnitSource
+from pipeline.embedding.receipts import Ledger
+from pipeline.embedding.write import Write, WriteSpec
+from pipeline.errors import IncompleteError, InputError
+from pipeline.lease import Lease
+from pipeline.model import PreprocessSpec
+from pipeline.store import Store
+from pipeline.table import TableRecord, Unit, read_record, table_folder, write_record
+
+logger = logging.getLogger(__name__)
+
+# Rows of one preprocessing call, and, by their pixels, of one block: small enough that encoding starts a second after
+# decoding, large enough that Ray's cost per block (some ms) does not show.
+BLOCK_ROWS = 128
+PARTITION_TYPES = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_integer,
+    pa.types.is_boolean,
+    pa.types.is_date,
+)
+VERSIONED = ("ray", "torch", "open_clip_torch", "pillow", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What each step of the data flow has to know."""
+
+    read: ReadSpec
+    fetch: FetchSpec
+    preprocess: PreprocessSpec
+    encode: EncodeSpec
+    write: WriteSpec
+    write_rows: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did and what the table holds after it."""
+
+    table: str
+    space: str
+    d: int
+    units: int
+    units_skipped: int
+    rows_in: int
+    embedded: int
+    rejected: int
+    reasons: dict[str, int]
+    rows_now: int  # of this run
+    seconds: float
+    steady_images_per_s: float  # after the first rows were written; 0 if there were no others
+
+
+def embed(config: EmbedConfig) -> Report:
+    """Embed what is pending of a source, commit it unit by unit, and leave nothing behind that no receipt names.
+
+    Raises:
+        InputError: the source, the model, the store or the table cannot be used as asked; nothing was encoded.
+        LeaseHeldError: another run writes the table.
+        IncompleteError: units are missing, or more rows were rejected than the config allows.
+    """
+    started = time.monotonic()
+    store = Store(config.store)
+    found = survey(config.source)
+    wanted = _record(config, found)
+    table = config.table or f"{config.source.name}__{wanted.space}"
+    store.check_writable()
+    units = cut(found.shards, config.unit_rows)
+    with Lease(store, table_folder(table)) as lease:
+        stored = read_record(store, table)
+        record = wanted if stored is None else _agreed(table, stored, wanted)
+        ledger = Ledger(store, table_folder(table), (shard.url for shard in found.shards), units, lease)
+        pending = ledger.pending
+        logger.info(
+            "table=%s space=%s shards=%d rows=%d units=%d units_skipped=%d units_pending=%d",
+            table, record.space, len(found.shards), found.rows, len(units), ledger.skipped, len(pending),
+        )  # fmt: skip
+        if pending:
+            check_keys(config.source, found.shards)
+            store.replace(f"sources/{config.source.name}.json", config.source.model_dump_json(indent=1).encode())
+            store.replace(f"{table_folder(table)}/config.json", config.model_dump_json(indent=1).encode())
+            if stored is None:
+                write_record(store, table, record, _versions())
+            compute.start_ray()
+            pools = compute.pools()
+            for part in _dataflow(pending, _steps(config, store, table, record, found, pools), pools).iter_rows():
+                ledger.add(part)
+        _finish(table, ledger)
+    report = _report(ledger, table, record, sum(unit.rows for unit in pending), time.monotonic() - started)
+    _check_limits(report, found.rows, config.max_reject_fraction)
+    return report
+
+
+def _dataflow(units: list[Unit], steps: Steps, pools: Pools) -> Dataset:
+    """Units in; out, for every run of rows that is written, one row of schema.PART_SCHEMA."""
+    pixel_bytes = 3 * steps.preprocess.height_px * steps.preprocess.width_px
+    DataContext.get_current().target_max_block_size = BLOCK_ROWS * pixel_bytes
+    task = {"num_cpus": compute.TASK_CPUS}
+    readers, writers = TaskPoolStrategy(size=pools.readers), TaskPoolStrategy(size=pools.writers)
+    rows = ray.data.read_datasource(
+        UnitSource(units, steps.read), override_num_blocks=len(units), compute=readers, **task
+    )
+    if steps.read.image_kind != "bytes":
+        rows = rows.map_batches(
+            Fetch(steps.fetch).__call__, compute=readers, batch_size=BLOCK_ROWS, batch_format="pyarrow", **task
+        )
+    return (
+        rows.map_batches(
+            Preprocess,
+            fn_constructor_args=(steps.preprocess,),
+            compute=ActorPoolStrategy(size=pools.preprocessors),
+            batch_size=BLOCK_ROWS,
+            batch_format="pyarrow",
+            num_cpus=pools.preprocessor_cpus,
+        )
+        .map_batches(
+            Encode,
+            fn_constructor_args=(steps.encode,),
+            compute=ActorPoolStrategy(size=pools.encoders),
+            batch_size=BLOCK_ROWS,
+            batch_format="pyarrow",
+            num_cpus=0,
+            num_gpus=pools.encoder_gpus,
+        )
+        .map_batches(
+            Write(steps.write).__call__, compute=writers, batch_size=steps.write_rows, batch_format="pyarrow", **task
+        )
+    )
+
+
+def _steps(config: EmbedConfig, store: Store, table: str, record: TableRecord, found: Survey, pools: Pools) -> Steps:
+    source = config.source
+    return Steps(
+        read=ReadSpec(record.image_column, record.image_kind, source.key_column, source.keep_columns),
+        fetch=FetchSpec(config.fetch.schemes, config.fetch.threads, record.preprocess.max_image_bytes),
+        preprocess=record.preprocess,
+        encode=EncodeSpec(
+            model=record.model,
+            space=record.space,
+            preprocess=record.preprocess,
+            precision=config.encode.precision,
+            dimensions=config.encode.dimensions,
+            batch_size=config.encode.batch_size,
+            threads=pools.encoder_threads,
+        ),
+        write=WriteSpec(
+            store.url, table_folder(table), source.name, record.model_id, record.d, found.kept, config.partition_by
+        ),
+        write_rows=config.unit_rows,
+    )
+
+
+def _record(config: EmbedConfig, found: Survey) -> TableRecord:
+    """Say what all rows of the table will have in common."""
+    checkpoint = model.resolve(config.model)
+    chosen = config.preprocess
+    preprocess = checkpoint.preprocess_spec(chosen.fit, chosen.decode, chosen.max_image_bytes, chosen.max_image_pixels)
+    dimensions = config.encode.dimensions
+    if dimensions is not None and dimensions > checkpoint.embed_dim:
+        raise InputError(f"encode.dimensions: wanted at most {checkpoint.embed_dim}, got {dimensions}")
+    for name in config.partition_by:
+        kind = found.kept.field(name).type
+        if not any(check(kind) for check in PARTITION_TYPES):
+            raise InputError(f"partition_by: column {name!r} is {kind}; wanted text, whole numbers, booleans or dates")
+    return TableRecord(
+        source=config.source.name,
+        image_column=config.source.image_column,
+        image_kind=found.image_kind,
+        key_column=config.source.key_column,
+        kept={field.name: str(field.type) for field in found.kept},
+        partition_by=config.partition_by,
+        unit_rows=config.unit_rows,
+        space=checkpoint.space(preprocess, dimensions),
+        model=checkpoint.name,
+        model_id=checkpoint.model_id,
+        model_sha256=checkpoint.sha256,
+        preprocess=preprocess,
+        d=dimensions or checkpoint.embed_dim,
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"rayclip": pipeline.__version__, **{name: version(name) for name in VERSIONED}}
+
+
+def _agreed(table: str, stored: TableRecord, wanted: TableRecord) -> TableRecord:
+    """Take the names that the table's rows have already, if all that makes rows comparable is as it was.
+
+    Raises:
+        InputError: it is not, naming the first difference.
+    """
+    for name in (
+        "space",
+        "source",
+        "image_column",
+        "image_kind",
+        "key_column",
+        "kept",
+        "partition_by",
+        "unit_rows",
+        "d",
+    ):
+        old, new = getattr(stored, name), getattr(wanted, name)
+        if old != new:
+            raise InputError(f"table {table}: has {name} {old!r}, wanted {new!r}; choose another --table")
+    return replace(wanted, model_id=stored.model_id)
+
+
+def _finish(table: str, ledger: Ledger) -> None:
+    """Check that nothing is missing, withdraw what newer units replace, and remove what no receipt names."""
+    missing = [unit.id for unit in ledger.pending]
+    if missing:
+        named = ", ".join(missing[:5])
+        raise IncompleteError(
+            f"table {table}: {len(missing)} units have no receipt: {named}; run the same command again"
+        )
+    replaced = ledger.replaced()
+    for receipt in replaced:
+        ledger.retire(receipt)
+    removed = ledger.remove_unnamed_files()
+    if replaced or removed:
+        logger.info("table=%s units_replaced=%d unnamed_files_removed=%d", table, len(replaced), removed)
+
+
+def _report(ledger: Ledger, table: str, record: TableRecord, rows_now: int, seconds: float) -> Report:
+    receipts = [ledger.receipts[unit] for unit in ledger.units]
+    reasons: Counter[str] = Counter()
+    for receipt in receipts:
+        reasons.update(receipt.reasons)
+    report = Report(
+        table=table,
+        space=record.space,
+        d=record.d,
+        units=len(receipts),
+        units_skipped=ledger.skipped,
+        rows_in=sum(receipt.rows_in for receipt in receipts),
+        embedded=sum(receipt.embedded for receipt in receipts),
+        rejected=sum(receipt.rejected for receipt in receipts),
+        reasons=dict(sorted(reasons.items())),
+        rows_now=rows_now,
+        seconds=round(seconds, 2),
+        steady_images_per_s=ledger.images_per_s,
+    )
+    logger.info(
+        "table=%s rows_in=%d embedded=%d rejected=%d reasons=%s units_skipped=%d rows_now=%d seconds=%.1f",
+        table, report.rows_in, report.embedded, report.rejected, report.reasons, report.units_skipped,
+        rows_now, seconds,
+    )  # fmt: skip
+    return report
+
+
+def _check_limits(report: Report, rows: int, max_reject_fraction: float) -> None:
+    """Hold the run to what exit 0 promises: every row of the source accounted for, and few enough rejects."""
+    if report.rows_in != rows or report.embedded + report.rejected != rows:
+        raise RuntimeError(f"table {report.table}: {rows} rows planned, but counts do not close: {report}")
+    if report.rejected > max_reject_fraction * rows:
+        raise IncompleteError(
+            f"table {report.table}: {report.rejected} of {rows} rows rejected {report.reasons}, more than "
+            f"max_reject_fraction {max_reject_fraction}; what was embedded stays"
+        )

@@ -1,0 +1,1 @@
+"""From embedding tables to a merged, measured, published FAISS index."""

@@ -1,0 +1,121 @@
+"""A verified, measured index in, a published version out: its files, its card last, then CURRENT.
+
+CURRENT is one small file, swapped whole: a reader sees the old version or the new one. Rolling back is another swap.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import IncompleteError, InputError
+from pipeline.lease import Lease
+from pipeline.store import Store
+
+INDEX, ROW_IDS, VECTORS, UNITS = "index.faiss", "ids.parquet", "vectors.npy", "units.parquet"
+
+
+@dataclass(frozen=True)
+class Card:
+    """card.json: what an index is, and what was measured of it."""
+
+    version: str
+    table: str
+    space: str
+    inputs: str  # digest of what it was built from; a build from the same has nothing to do
+    factory: str
+    metric: str
+    ntotal: int
+    d: int
+    nprobe: int | None
+    rerank: int | None
+    recall_target: float
+    recall_at_10: dict[str, float]  # by kind of query
+    recall_curve: list[dict[str, Any]]  # tune.Measurement of every nprobe tried
+    queries: int
+    latency_ms: float  # mean of single queries on one thread
+    qps: float  # one batch of all queries, on `threads`
+    threads: int
+    seed: int
+    training_rows: int
+    training: str  # SHA-256 of the trained, empty index
+    partials: int
+    build_seconds: float
+    bytes: dict[str, int]  # per file
+    sha256: dict[str, str]  # per file
+
+
+def index_folder(table: str) -> str:
+    """Give the folder of a table's indexes below the store's root."""
+    return f"indexes/{table}"
+
+
+def read_current(store: Store, table: str) -> str | None:
+    """Name the published version; None if there is none."""
+    try:
+        return store.read(f"{index_folder(table)}/CURRENT").decode().strip()
+    except FileNotFoundError:
+        return None
+
+
+def read_card(store: Store, table: str, version: str) -> Card:
+    """Read a version's card.
+
+    Raises:
+        InputError: there is no such version, or its card is damaged.
+    """
+    path = f"{index_folder(table)}/{version}/card.json"
+    try:
+        return Card(**store.read_json(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such index version") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+
+
+def digests(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
+    """Measure the files of a folder: bytes and SHA-256 by name."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    sizes = {path.name: path.stat().st_size for path in files}
+    return sizes, {path.name: sha256_of(path) for path in files}
+
+
+def sha256_of(path: Path) -> str:
+    """Digest one file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_unfinished(store: Store, table: str, lease: Lease) -> None:
+    """Remove what builds that died left behind: versions without a card, and their scratch."""
+    found = store.files(index_folder(table))
+    for path in found:
+        version = path.split("/")[0]
+        if path != "CURRENT" and version != "lease" and f"{version}/card.json" not in found:
+            lease.check()
+            store.remove(f"{index_folder(table)}/{path}")
+
+
+def write_version(store: Store, card: Card, folder: Path) -> None:
+    """Put a version's files, then its card: a version without a card is no version."""
+    place = f"{index_folder(card.table)}/{card.version}"
+    for name in card.sha256:
+        store.put_file(f"{place}/{name}", folder / name)
+    store.replace(f"{place}/card.json", json.dumps(asdict(card), indent=1).encode())
+
+
+def publish(store: Store, card: Card) -> None:
+    """Point CURRENT at a version that holds what was asked of it.
+
+    Raises:
+        IncompleteError: its recall is below the target; the version stays, unpublished.
+    """
+    worst = min(card.recall_at_10.values())
+    if worst < card.recall_target:
+        raise IncompleteError(
+            f"index {card.table}/{card.version}: recall@10 {card.recall_at_10} is below recall_target "
+            f"{card.recall_target} though every list was searched; name a --factory with more exact codes, such "
+            "as SQ8, SQfp16 or Flat, or ask for less"
+        )
+    store.replace(f"{index_folder(card.table)}/CURRENT", f"{card.version}\n".encode())

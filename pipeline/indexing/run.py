@@ -1,0 +1,217 @@
+"""The index job: choose, train once, fill partials in parallel, merge, verify, measure, write, publish.
+
+In: an `IndexConfig`. Out: a published version and its card. What is read are the files that receipts named when the
+build began: shards embedded meanwhile do not show, and one that is replaced meanwhile makes the build fail.
+"""
+
+import hashlib
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from pipeline import compute
+from pipeline.config import IndexConfig
+from pipeline.errors import InputError, RunError
+from pipeline.indexing import publish, vectors
+from pipeline.indexing.choose import POINTS_PER_CENTROID, check_mergeable, choose_factory, is_exact, nlist
+from pipeline.indexing.index import Index
+from pipeline.indexing.merge import merge, merge_ids, merge_vectors, verify
+from pipeline.indexing.partial import Partial, fill, inner_ivf
+from pipeline.indexing.publish import Card
+from pipeline.indexing.train import check_trainable, train, training_rows
+from pipeline.indexing.tune import exact_neighbours, tune
+from pipeline.indexing.vectors import Span
+from pipeline.lease import Lease
+from pipeline.machine import available_cpus
+from pipeline.store import Store
+from pipeline.table import TableRecord, find_table, read_receipts, read_record, table_folder
+
+logger = logging.getLogger(__name__)
+
+RERANK = 4  # candidates per result wanted; facts/faiss.md 3.6 recommends 4 to 10
+
+
+@dataclass(frozen=True)
+class Build:
+    """What is being built, and from what."""
+
+    config: IndexConfig
+    store: Store
+    record: TableRecord
+    table: str
+    spans: list[Span]
+    factory: str
+    inputs: str  # digest of all that the result depends on
+    version: str
+
+    @property
+    def n(self) -> int:
+        """How many vectors there are."""
+        return vectors.count(self.spans)
+
+
+def build(config: IndexConfig) -> Card:
+    """Build, measure and publish the index of a table; nothing to do if CURRENT was built from the same.
+
+    Raises:
+        InputError: no such table, no vectors in it, or a factory that cannot be used.
+        LeaseHeldError: another build of this table's index is running.
+        IncompleteError: a file is damaged, the merge does not verify, or recall is below the target.
+    """
+    started = time.monotonic()
+    store = Store(config.store)
+    store.check_writable()
+    plan = _plan(config, store)
+    with Lease(store, publish.index_folder(plan.table)) as lease:
+        current = publish.read_current(store, plan.table)
+        if current is not None:
+            card = publish.read_card(store, plan.table, current)
+            if card.inputs == plan.inputs:
+                logger.info("index=%s/%s ntotal=%d is current; nothing to do", plan.table, current, card.ntotal)
+                return card
+        publish.remove_unfinished(store, plan.table, lease)
+        compute.start_ray()
+        with _scratch(store, plan.table) as scratch:
+            card = _build_version(plan, lease, scratch, started)
+        lease.confirm()
+        publish.publish(store, card)
+    logger.info(
+        "index=%s/%s factory=%s ntotal=%d nprobe=%s recall_at_10=%s latency_ms=%.2f seconds=%.1f",
+        card.table, card.version, card.factory, card.ntotal, card.nprobe, card.recall_at_10, card.latency_ms,
+        card.build_seconds,
+    )  # fmt: skip
+    return card
+
+
+def _plan(config: IndexConfig, store: Store) -> Build:
+    table = find_table(store, config.table)
+    record = read_record(store, table)
+    spans = vectors.lay_out(read_receipts(store, table_folder(table)))
+    if record is None or not spans:
+        raise InputError(f"table {table}: no embedded rows to index")
+    n = vectors.count(spans)
+    factory = check_mergeable(config.factory or choose_factory(n, record.d, config.memory_budget))
+    check_trainable(factory, n, record.d)
+    files = [file.sha256 for span in spans for file in span.receipt.data]
+    parts = [files, record.space, factory, config.recall_target, config.queries, config.seed]
+    inputs = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    version = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{inputs[:8]}"
+    return Build(config, store, record, table, spans, factory, inputs, version)
+
+
+def _build_version(plan: Build, lease: Lease, scratch: Path, started: float) -> Card:
+    """Train, fill, merge, verify, measure, and write the version's files and card."""
+    store, threads = plan.store, available_cpus()
+    query_ids = vectors.draw_rows(plan.spans, min(plan.n, plan.config.queries), plan.config.seed + 1)
+    training_ids = vectors.draw_rows(plan.spans, training_rows(plan.factory, plan.n), plan.config.seed)
+    if len(unasked := np.setdiff1d(training_ids, query_ids)) >= POINTS_PER_CENTROID * nlist(plan.factory):
+        training_ids = unasked  # small tables need every row to train on
+    trained = _trained(plan, training_ids, threads)
+    digest = hashlib.sha256(trained).hexdigest()
+    partials = _fill(plan, trained, digest)
+    logger.info("index=%s/%s partials=%d filled", plan.table, plan.version, len(partials))
+
+    whole = scratch / "version"
+    whole.mkdir()
+    merged = merge(store, partials, trained, digest, scratch)
+    has_lists = inner_ivf(merged) is not None
+    exact = merge_vectors(store, partials, plan.record.d, scratch, whole / publish.VECTORS) if has_lists else None
+    index = Index(merged, exact, None, None if is_exact(plan.factory) else RERANK)
+    verify(store, index, partials, trained, scratch)
+    faiss.write_index(merged, str(whole / publish.INDEX))
+    merge_ids(store, partials, scratch, whole / publish.ROW_IDS)
+    _write_units(plan.spans, whole / publish.UNITS)
+
+    xq = vectors.take(store, table_folder(plan.table), plan.spans, query_ids)
+    truth = exact_neighbours(vectors.stream(store, table_folder(plan.table), plan.spans), xq, query_ids)
+    curve = tune(index, nlist(plan.factory), truth, plan.config.recall_target, threads)
+    sizes, sha256 = publish.digests(whole)
+    card = Card(
+        version=plan.version,
+        table=plan.table,
+        space=plan.record.space,
+        inputs=plan.inputs,
+        factory=plan.factory,
+        metric="inner_product",
+        ntotal=plan.n,
+        d=plan.record.d,
+        nprobe=curve[-1].nprobe,
+        rerank=index.rerank,
+        recall_target=plan.config.recall_target,
+        recall_at_10={"image": curve[-1].recall_at_10},
+        recall_curve=[asdict(point) for point in curve],
+        queries=len(xq),
+        latency_ms=curve[-1].latency_ms,
+        qps=curve[-1].qps,
+        threads=threads,
+        seed=plan.config.seed,
+        training_rows=len(training_ids),
+        training=digest,
+        partials=len(partials),
+        build_seconds=round(time.monotonic() - started, 2),
+        bytes=sizes,
+        sha256=sha256,
+    )
+    lease.confirm()
+    publish.write_version(store, card, whole)
+    for path in store.files(_partials_folder(plan)):
+        store.remove(f"{_partials_folder(plan)}/{path}")
+    return card
+
+
+def _trained(plan: Build, ids: NDArray[np.int64], threads: int) -> bytes:
+    xt = np.empty((0, plan.record.d), np.float32)
+    if len(ids):
+        xt = vectors.take(plan.store, table_folder(plan.table), plan.spans, ids)
+    return train(plan.factory, xt, plan.record.d, threads)
+
+
+def _fill(plan: Build, trained: bytes, digest: str) -> list[Partial]:
+    """Fill partials in parallel Ray tasks, each on one thread."""
+    task = ray.remote(fill).options(num_cpus=1)
+    shared = ray.put(trained)
+    waiting = [
+        task.remote(
+            plan.store.url, table_folder(plan.table), group, shared, digest, f"{_partials_folder(plan)}/{number:05d}"
+        )
+        for number, group in enumerate(vectors.divide(plan.spans, plan.config.partials))
+    ]
+    try:
+        return list(ray.get(waiting))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RunError):
+            raise error.cause from error
+        raise
+
+
+def _partials_folder(plan: Build) -> str:
+    return f"{publish.index_folder(plan.table)}/{plan.version}/partials"
+
+
+def _write_units(spans: list[Span], target: Path) -> None:
+    """Write which ids belong to which unit, with its receipt: what leads from an id back to its row and its picture."""
+    receipts = [json.dumps(asdict(span.receipt)) for span in spans]
+    pq.write_table(pa.table({"base": [span.base for span in spans], "receipt": receipts}), target)
+
+
+@contextmanager
+def _scratch(store: Store, table: str) -> Iterator[Path]:
+    """Give a folder to build in: beside the result where the store is on this machine, so that moving is renaming."""
+    parent = None
+    if store.is_local:
+        parent = Path(store.path(publish.index_folder(table)))
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".scratch-") as scratch:
+        yield Path(scratch)

@@ -1,0 +1,132 @@
+"""Every column at every boundary, its Arrow type, and the closed list of reasons for a reject.
+
+Columns that travel between steps and columns that rest in Parquet are spelled here and nowhere else. Names of ours
+begin with an underscore (``vector`` apart), so that a user's kept columns rarely meet them; `RESERVED` says which
+are refused.
+"""
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+# At rest, in data/ and rejects/.
+ROW_ID = "_row_id"
+SOURCE_ID = "_source_id"
+MODEL_ID = "_model_id"
+VECTOR = "vector"
+STATUS = "_status"
+ERROR = "_error"  # also in flight; null where the row is good
+STATUS_ERROR = "error"
+REJECT_SHARD, REJECT_ROW, REJECT_REASON = "shard", "row", "reason"
+
+# In flight only.
+UNIT = "_unit"
+SHARD = "_shard"  # the URL of the file a row is read from
+ROW = "_row"  # its number within that file
+REASON = "_reason"  # null where the row is good
+IMAGE = "_image"  # encoded bytes, null where there are none
+REFERENCE = "_reference"  # a path or URL to fetch the bytes from
+PIXELS = "_pixels"  # uint8, (3, height, width) flattened
+
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+UNIT_FOLDER = "unit"  # the hive key of data/ and rejects/
+RESERVED = frozenset(
+    {
+        ROW_ID,
+        SOURCE_ID,
+        MODEL_ID,
+        VECTOR,
+        SHARD,
+        ROW,
+        STATUS,
+        ERROR,
+        REASON,
+        UNIT,
+        IMAGE,
+        REFERENCE,
+        PIXELS,
+        UNIT_FOLDER,
+    }
+)
+
+
+class Reason(StrEnum):
+    """Why a row could not be embedded."""
+
+    NULL = "null"
+    EMPTY = "empty"
+    NOT_AN_IMAGE = "not_an_image"
+    DECODE_FAILED = "decode_failed"
+    TRUNCATED = "truncated"
+    TOO_MANY_BYTES = "too_many_bytes"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    FETCH_NOT_FOUND = "fetch_not_found"
+    FETCH_DENIED = "fetch_denied"
+    FETCH_FAILED = "fetch_failed"
+    ZERO_VECTOR = "zero_vector"
+
+
+def error_text(reason: Reason, row: int, detail: str) -> str:
+    """Word a reject for people; the first two forms are a contract with readers of rejects/."""
+    if reason is Reason.NULL:
+        return "Null or missing image input"
+    if reason is Reason.ZERO_VECTOR:
+        return f"Failed to encode image at row {row}: {detail}"
+    return f"Failed to decode image at row {row}: {detail}"
+
+
+def vector_type(d: int) -> pa.DataType:
+    """A vector of d float32, as every Parquet reader knows it."""
+    return pa.list_(pa.float32(), d)
+
+
+def embeddings_schema(d: int, kept: pa.Schema) -> pa.Schema:
+    """The columns of data/: the four of ours, then the kept ones."""
+    ours = [
+        pa.field(ROW_ID, pa.string(), nullable=False),
+        pa.field(SOURCE_ID, pa.string(), nullable=False),
+        pa.field(MODEL_ID, pa.string(), nullable=False),
+        pa.field(VECTOR, vector_type(d), nullable=False),
+    ]
+    return pa.schema(ours + list(kept))
+
+
+REJECTS_SCHEMA = pa.schema(
+    [
+        pa.field(ROW_ID, pa.string(), nullable=False),
+        pa.field(REJECT_SHARD, pa.string(), nullable=False),
+        pa.field(REJECT_ROW, pa.int64(), nullable=False),
+        pa.field(STATUS, pa.string(), nullable=False),
+        pa.field(ERROR, pa.string(), nullable=False),
+        pa.field(REJECT_REASON, pa.string(), nullable=False),
+    ]
+)
+
+FILE_TYPE = pa.struct([("path", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())])
+
+# What the write step reports to the driver: a run of consecutive rows of one unit, and the files they lie in.
+PART_SCHEMA = pa.schema(
+    [
+        pa.field("unit", pa.string()),
+        pa.field("first_row", pa.int64()),
+        pa.field("rows", pa.int64()),
+        pa.field("embedded", pa.int64()),
+        pa.field("rejected", pa.int64()),
+        pa.field("reasons", pa.list_(pa.struct([("reason", pa.string()), ("rows", pa.int64())]))),
+        pa.field("data", pa.list_(FILE_TYPE)),
+        pa.field("rejects", pa.list_(FILE_TYPE)),
+    ]
+)
+
+
+def replace_columns(batch: pa.Table, drop: list[str], new: dict[str, pa.Array]) -> pa.Table:
+    """Drop columns and append others; a new one takes the place of an old one of the same name."""
+    batch = batch.drop_columns([name for name in batch.column_names if name in drop or name in new])
+    for name, column in new.items():
+        batch = batch.append_column(name, column)
+    return batch
+
+
+def outcome_columns(reasons: list[str | None], errors: list[str | None]) -> dict[str, pa.Array]:
+    """Make the two columns that say what became of each row."""
+    return {REASON: pa.array(reasons, pa.string()), ERROR: pa.array(errors, pa.string())}

@@ -1,0 +1,1 @@
+"""Published indexes, opened and searched."""

@@ -1,0 +1,1 @@
+"""Queries answered: by a plain service, and over HTTP."""

@@ -1,0 +1,159 @@
+"""A query in, ranked rows out: one table's published index behind the very encoder and preprocessing that made it.
+
+In: text, an encoded image, a row's id, or a vector. Out: hits with the index version and the space that they belong
+to. Used by the HTTP endpoint and by `jobs.query`; knows nothing of HTTP or of Ray.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import FetchConfig
+from pipeline.embedding.encode import Encode, EncodeSpec
+from pipeline.embedding.fetch import FetchSpec, RejectedReferenceError, fetch
+from pipeline.embedding.preprocess import RejectedImageError, pixels_of
+from pipeline.errors import InputError
+from pipeline.indexing.index import NO_ID
+from pipeline.machine import available_cpus
+from pipeline.searching.index import open_index
+from pipeline.searching.rows import Rows
+from pipeline.store import Store
+from pipeline.table import find_table, read_record
+
+
+class QueryError(Exception):
+    """A query that cannot be answered as it was put; ``code`` is stable, for programs."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One row found."""
+
+    id: str
+    score: float  # inner product of unit vectors: 1 is the same direction
+    columns: dict[str, object]
+    number: int  # the vector id
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Rows found, best first, and what they were found with."""
+
+    index_version: str
+    space: str
+    hits: tuple[Hit, ...]
+
+
+class Service:
+    """Everything that answering needs, loaded once.
+
+    Raises:
+        InputError: no such table, nothing published, or a model of another space than the index.
+        IncompleteError: a file of the index is missing or damaged.
+    """
+
+    def __init__(self, store_url: str, table: str | None, model: str | None = None) -> None:
+        store = Store(store_url)
+        self.table = find_table(store, table)
+        record = read_record(store, self.table)
+        self.index = open_index(store, self.table)
+        if record is None or record.space != self.index.card.space:
+            raise InputError(f"table {self.table}: its index is of space {self.index.card.space}, its rows are not")
+        self.record = record
+        self.encoder = Encode(
+            EncodeSpec(
+                model=model or record.model,
+                space=record.space,
+                preprocess=record.preprocess,
+                dimensions=record.d,
+                threads=available_cpus(),
+            )
+        )
+        defaults = FetchConfig()
+        self.fetch_spec = FetchSpec(defaults.schemes, defaults.threads, record.preprocess.max_image_bytes)
+        self.rows = Rows(store, self.index, record, self.fetch_spec)
+        self.check()
+
+    def check(self) -> None:
+        """Ask for a stored row by its own vector.
+
+        Raises:
+            InputError: the index does not find it.
+        """
+        answer = self.search(self.index.vector(0), 1)
+        if not answer.hits or answer.hits[0].score < 0.99:
+            raise InputError(f"index {self.table}/{self.index.card.version}: a row of its own is not found in it")
+
+    def search(self, vector: NDArray[np.float32], k: int) -> Answer:
+        """Find the k rows nearest to a unit vector (d,)."""
+        scores, numbers = self.index.search(vector[None, :], k)
+        hits = tuple(
+            Hit(self.index.row_ids[int(number)].as_py(), float(score), self.rows.kept(int(number)), int(number))
+            for score, number in zip(scores[0], numbers[0], strict=True)
+            if number != NO_ID
+        )
+        return Answer(self.index.card.version, self.record.space, hits)
+
+    def embed_text(self, text: str) -> NDArray[np.float32]:
+        """Encode a text by the table's own text tower: (d,)."""
+        vector: NDArray[np.float32] = self.encoder.encode_texts([text])[0]
+        return _directed(vector, "text")
+
+    def embed_image(self, encoded: bytes) -> NDArray[np.float32]:
+        """Decode, fit and encode an image as the embed job did: (d,).
+
+        Raises:
+            QueryError: there is no image in these bytes.
+        """
+        try:
+            pixels = pixels_of(encoded, self.record.preprocess)
+        except RejectedImageError as error:
+            raise QueryError(f"image_{error.reason}", f"image: {error}") from error
+        return _directed(self.encoder.encode_images(np.stack([pixels]))[0], "image")
+
+    def fetch_image(self, url: str) -> bytes:
+        """Read an image that a path or URL names, under the schemes and limits that the embed job has by default.
+
+        Raises:
+            QueryError: it cannot or may not be read.
+        """
+        try:
+            return fetch(url if "://" in url else str(Path(url).absolute()), self.fetch_spec)
+        except RejectedReferenceError as error:
+            raise QueryError(f"image_{error.reason}", str(error)) from error
+
+    def vector_of_row(self, row_id: str) -> NDArray[np.float32]:
+        """Look a row's vector up: (d,).
+
+        Raises:
+            QueryError: the index has no such row.
+        """
+        number = self.index.number_of(row_id)
+        if number is None:
+            raise QueryError("unknown_id", f"id {row_id!r}: not in index {self.index.card.version}")
+        return self.index.vector(number)
+
+    def check_vector(self, values: list[float], space: str | None) -> NDArray[np.float32]:
+        """Take a vector that was made elsewhere, normalised: (d,).
+
+        Raises:
+            QueryError: it is of another space or width, or has no direction.
+        """
+        if space is not None and space != self.record.space:
+            raise QueryError("wrong_space", f"vector is of space {space!r}, the table of {self.record.space!r}")
+        if len(values) != self.record.d:
+            raise QueryError("wrong_width", f"vector has {len(values)} coordinates, the table {self.record.d}")
+        return _directed(np.asarray(values, np.float32), "vector")
+
+
+def _directed(vector: NDArray[np.float32], what: str) -> NDArray[np.float32]:
+    norm = float(np.linalg.norm(vector.astype(np.float64)))
+    if not np.isfinite(norm) or norm == 0.0:
+        raise QueryError("no_direction", f"{what}: its vector is zero or not finite")
+    return np.asarray(vector / norm, np.float32)

@@ -1,0 +1,119 @@
+"""What the README says is so: its commands parse, its files exist, its config is the one in the repository."""
+
+import importlib
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pipeline import config
+from pipeline.schema import Reason
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "cluster/README.md", "jobs/BENCHMARKS.md")}
+MODELS = {
+    "jobs.embed": config.EmbedConfig,
+    "jobs.build_index": config.IndexConfig,
+    "jobs.query": config.QueryConfig,
+    "jobs.serve": config.ServeConfig,
+}
+
+
+def commands() -> list[str]:
+    blocks = [block for page in PAGES.values() for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.partition(" #")[0].strip() for line in lines if line.strip()]
+
+
+def test_the_readme_is_short_enough_to_be_read():
+    assert len(README.splitlines()) <= 250
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if "python -m jobs." in line])
+def test_commands_have_the_flags_they_show(command: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    program, *arguments = shlex.split(command[command.index("python -m ") :])[2:]
+    assert config.load(MODELS[program], arguments, program)
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("make ")])
+def test_make_targets_exist(command: str):
+    assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_all_other_commands_are_of_known_programs():
+    others = [line for line in commands() if not re.search(r"^make |python -m jobs\.", line)]
+    assert {line.split()[0] for line in others} == {"curl", "duckdb", "ray"}
+
+
+def test_the_config_shown_is_the_config_there_is():
+    (shown,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    assert tomllib.loads(shown) == tomllib.loads((ROOT / "jobs/configs/demo.toml").read_text())
+
+
+def test_every_config_loads():
+    for path in (ROOT / "jobs/configs").glob("*.toml"):
+        assert config.load(config.EmbedConfig, ["--config", str(path)], "jobs.embed").store
+
+
+def test_the_request_shown_is_one_that_is_answered():
+    from pipeline.serving.app import SearchRequest
+
+    (body,) = re.findall(r"-d '(\{.*?\})'", README)
+    assert SearchRequest(**json.loads(body)).k == 3
+
+
+def test_the_reasons_listed_are_the_reasons_there_are():
+    listed = re.search(r"closed list:\n(.*?)\. A \*unit\*", README, re.DOTALL).group(1)
+    assert re.findall(r"`(\w+)`", listed) == [reason.value for reason in Reason]
+
+
+def test_the_tree_shown_is_the_tree_there_is():
+    tree = README[README.index("    pipeline/\n") : README.index("    cluster/  ")]
+    named = set()
+    for line in tree.splitlines():
+        name, _, rest = line.strip().partition(" ")
+        if name.endswith("/") and line.startswith("      "):
+            named |= {f"pipeline/{name}{module}.py" for module in rest.split()}
+        elif name.endswith(".py"):
+            named.add(f"pipeline/{name}")
+        elif name == "jobs/":
+            named |= {f"jobs/{module}.py" for module in rest.partition(",")[0].split()}
+    files = {str(path.relative_to(ROOT)) for path in [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/*.py")]}
+    assert named == {file for file in files if not file.endswith("__init__.py")}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page: str):
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", PAGES[page]):
+        assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_nothing_heavy_is_imported_with_the_package():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, pipeline; print(*sorted({'ray', 'torch', 'faiss', 'pyarrow', 'PIL', 'duckdb'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_the_lock_has_hashes_and_no_addresses():
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "://" not in lock
+    assert "index" not in lock.partition("\n")[0]
+    entries = [line for line in lock.splitlines() if re.match(r"[A-Za-z]", line)]
+    assert len(entries) > 100
+    assert all(re.match(r"[\w.\-\[\],]+==[\w.+!]+( ;.*)? \\$", line) for line in entries)
+    assert lock.count("--hash=sha256:") > len(entries)
+
+
+def test_every_module_can_be_imported():
+    for path in Path(ROOT / "pipeline").rglob("*.py"):
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import schema
+from pipeline.config import SourceConfig
+from pipeline.embedding import read
+from pipeline.embedding.plan import cut, survey
+from pipeline.embedding.read import ReadSpec, read_unit
+
+
+def rows_of(folder: Path, unit_rows: int, spec: ReadSpec) -> list[pa.Table]:
+    source = SourceConfig(name="s", path=str(folder), image_column=spec.image_column)
+    return [batch for unit in cut(survey(source).shards, unit_rows) for batch in read_unit(unit, spec)]
+
+
+@pytest.mark.parametrize("unit_rows", [1, 25, 1000])
+def test_every_row_comes_once_with_its_number_and_its_key(corpus: Path, unit_rows: int):
+    batches = rows_of(corpus, unit_rows, ReadSpec("image", "bytes", "key", ("label", "number")))
+    rows = pa.concat_tables(batches)
+    expected = pa.concat_tables([pq.read_table(path) for path in sorted(corpus.glob("*.parquet"))])
+    assert rows[schema.ROW_ID].to_pylist() == expected["key"].to_pylist()
+    assert rows[schema.IMAGE].to_pylist() == expected["image"].to_pylist()
+    assert rows["label"].to_pylist() == expected["label"].to_pylist()
+    assert rows[schema.ROW].to_pylist() == list(range(40)) * 3
+    assert rows[schema.REASON].null_count == 120
+
+
+def test_without_a_key_column_keys_are_shard_and_row(corpus: Path):
+    rows = pa.concat_tables(rows_of(corpus, 1000, ReadSpec("image", "bytes", None, ())))
+    keys = rows[schema.ROW_ID].to_pylist()
+    assert keys[0] == f"{corpus}/shard-0.parquet#0"
+    assert keys[-1] == f"{corpus}/shard-2.parquet#39"
+    assert len(set(keys)) == 120
+
+
+def test_batches_are_bounded_in_bytes_however_uneven_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    images = [b"x" * (200_000 if row % 50 == 7 else 10) for row in range(300)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet")
+    monkeypatch.setattr(read, "BATCH_BYTES", 150_000)
+    batches = rows_of(tmp_path, 1000, ReadSpec("image", "bytes", None, ()))
+    assert [row for batch in batches for row in batch[schema.ROW].to_pylist()] == list(range(300))
+    assert all(batch[schema.IMAGE].nbytes <= 300_000 or batch.num_rows == 1 for batch in batches)
+
+
+def test_paths_are_resolved_against_the_folder_of_their_shard(tmp_path: Path):
+    paths = ["a.jpg", "deep/b.jpg", "/abs/c.jpg", "s3://bucket/d.jpg", None]
+    pq.write_table(pa.table({"image": paths}), tmp_path / "a.parquet")
+    (batch,) = rows_of(tmp_path, 100, ReadSpec("image", "reference", None, ()))
+    assert batch[schema.REFERENCE].to_pylist() == [
+        f"{tmp_path}/a.jpg",
+        f"{tmp_path}/deep/b.jpg",
+        "/abs/c.jpg",
+        "s3://bucket/d.jpg",
+        None,
+    ]
+    assert batch[schema.IMAGE].null_count == 5
+
+
+def test_of_a_struct_the_bytes_count_before_the_path(tmp_path: Path):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": b"x", "path": "a.jpg"}, {"bytes": None, "path": "b.jpg"}, None], kind)
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet")
+    assert survey(SourceConfig(name="s", path=str(tmp_path))).image_kind == "struct"
+    (batch,) = rows_of(tmp_path, 100, ReadSpec("image", "struct", None, ()))
+    assert batch[schema.IMAGE].to_pylist() == [b"x", None, None]
+    assert batch[schema.REFERENCE].to_pylist() == [None, f"{tmp_path}/b.jpg", None]
