@@ -7,16 +7,20 @@ import threading
 from ray import serve
 
 from jobs.launch import launch
+from pipeline.compute import start_ray
 from pipeline.config import ServeConfig
-from pipeline.serving.app import serve_table
+from pipeline.serving.app import checked_app, start
 
 
 def run(config: ServeConfig) -> None:
     """Serve until SIGINT or SIGTERM."""
-    serve_table(config)
+    app = checked_app(config)
+    start_ray()
     stop = threading.Event()
-    for ending in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own
+    # After Ray has set its own, which abort a shutdown that takes over three seconds, and before anybody is answered.
+    for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, lambda number, frame: stop.set())
+    start(app, config.host, config.port)
     print(f"serving on http://{config.host}:{config.port}  (documentation: /docs)", flush=True)
     stop.wait()
     serve.shutdown()

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 
 import pipeline
-from pipeline import compute
 from pipeline.config import ServeConfig
 from pipeline.errors import InputError
 from pipeline.indexing.publish import read_card, read_current
@@ -203,24 +202,32 @@ class Endpoint:
             raise UnauthorizedError
 
 
-def serve_table(config: ServeConfig) -> None:
-    """Start the endpoint on this machine's or the cluster's Ray; returns once it is ready, and serves on.
+def checked_app(config: ServeConfig) -> serve.Application:
+    """Check all that can be checked without Ray, and bind the application.
 
     Raises:
         InputError: a public address without keys, an unreadable key file, a port in use, no such table, no published
-            index, no model; or Serve runs on this cluster already.
+            index, or no model.
     """
     keys = _read_keys(config.api_key_file)
     if config.host not in LOOPBACK and not keys:
         raise InputError(f"host {config.host}: others can reach it; wanted --api_key_file, or a loopback address")
     app = build_app(config, keys)
     _check_port(config.host, config.port)
-    compute.start_ray()
+    return app
+
+
+def start(app: serve.Application, host: str, port: int) -> None:
+    """Start the endpoint on the Ray that is connected; returns once it is ready, and serves on.
+
+    Raises:
+        InputError: Serve runs on this cluster already.
+    """
     if serve.status().proxies:  # its address would be kept, and ours ignored without a word
         raise InputError(
             "Ray Serve runs on this cluster already; shut it down first, or deploy to it with `serve deploy`"
         )
-    serve.start(http_options={"host": config.host, "port": config.port})
+    serve.start(http_options={"host": host, "port": port})
     serve.run(app, name="rayclip", route_prefix="/")
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -13,21 +14,20 @@ import pytest
 
 from pipeline.config import ServeConfig
 from pipeline.errors import InputError
-from pipeline.serving.app import serve_table
+from pipeline.serving.app import checked_app
 from tests.conftest import ROOT
 
 KEY = "a-key-of-this-test"
 
 
-@pytest.fixture(scope="module")
-def server(demo_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """The endpoint as people start it, in a process and a Ray of its own, with keys."""
-    folder = tmp_path_factory.mktemp("serve")
+@contextmanager
+def served(store: str, folder: Path) -> Iterator[httpx.Client]:
+    """The endpoint as people start it, in a process and a Ray of its own, with keys; ended as they end it."""
     (folder / "keys").write_text(f"another-key\n{KEY}\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    flags = ["--store", demo_store, "--port", str(port), "--api_key_file", str(folder / "keys")]
+    flags = ["--store", store, "--port", str(port), "--api_key_file", str(folder / "keys")]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs.serve", *flags],
@@ -46,10 +46,16 @@ def server(demo_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     break
             except httpx.TransportError:
                 pass
-            time.sleep(0.5)
+            time.sleep(0.1)
         yield client
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(60) == 0, (folder / "log").read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def server(demo_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with served(demo_store, tmp_path_factory.mktemp("serve")) as client:
+        yield client
 
 
 def test_it_is_alive_and_ready(server: httpx.Client):
@@ -57,6 +63,11 @@ def test_it_is_alive_and_ready(server: httpx.Client):
     ready = server.get("/readyz").json()
     assert ready["status"] == "ready"
     assert ready["index_version"] == server.get("/v1/info").json()["index_version"]
+
+
+def test_an_end_as_soon_as_it_answers_is_clean(demo_store: str, tmp_path: Path):
+    with served(demo_store, tmp_path) as client:
+        assert client.get("/livez").status_code == 200
 
 
 def test_info_says_what_answers(server: httpx.Client):
@@ -118,22 +129,22 @@ def test_without_a_key_there_is_no_answer(server: httpx.Client, path: str, autho
 
 def test_a_public_address_without_keys_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="wanted --api_key_file"):
-        serve_table(ServeConfig(store="s", host="0.0.0.0"))
+        checked_app(ServeConfig(store="s", host="0.0.0.0"))
     (tmp_path / "keys").write_text("\n\n")
     with pytest.raises(InputError, match="wanted a key a line, got none"):
-        serve_table(ServeConfig(store="s", host="0.0.0.0", api_key_file=str(tmp_path / "keys")))
+        checked_app(ServeConfig(store="s", host="0.0.0.0", api_key_file=str(tmp_path / "keys")))
     with pytest.raises(InputError, match="No such file"):
-        serve_table(ServeConfig(store="s", api_key_file=str(tmp_path / "no")))
+        checked_app(ServeConfig(store="s", api_key_file=str(tmp_path / "no")))
 
 
 def test_what_cannot_be_served_is_said_before_ray_starts(tmp_path: Path, demo_store: str):
     with pytest.raises(InputError, match="it has no tables"):
-        serve_table(ServeConfig(store=str(tmp_path)))
+        checked_app(ServeConfig(store=str(tmp_path)))
     with pytest.raises(InputError, match="no such folder"):
-        serve_table(ServeConfig(store=demo_store, model="./nowhere"))
+        checked_app(ServeConfig(store=demo_store, model="./nowhere"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match="in use"):
-            serve_table(ServeConfig(store=demo_store, port=port))
+            checked_app(ServeConfig(store=demo_store, port=port))
