@@ -16,7 +16,7 @@ from pipeline.serving.service import Answer, QueryError, Service
 
 def run(config: QueryConfig) -> None:
     """Search, print what was found, and draw the contact sheet if one is wanted."""
-    service = Service(config.store, config.table, config.model)
+    service = Service(config.store, config.table, config.model, allow_pickle_weights=config.allow_pickle_weights)
     try:
         if config.text is not None:
             vector = service.embed_text(config.text)

@@ -15,6 +15,7 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    IPvAnyNetwork,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -29,6 +30,15 @@ from pydantic_settings import (
 )
 
 from pipeline.errors import InputError
+
+Fit = Literal["pad", "model"]
+Decode = Literal["exact", "scaled"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"]
+
+# Nothing that runs an interpreter (EPS) or that nobody photographs with. MPO comes through JPEG; naming it breaks
+# Image.open for every file that no plugin knows (Pillow 13). HEIF needs a package of its own.
+FORMATS: tuple[Format, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
 class Config(BaseModel):
@@ -48,6 +58,8 @@ class SourceConfig(Config):
     """Encoded bytes, or paths and URLs, or Hugging Face's struct of bytes and path."""
     key_column: str | None = None
     """Unique and without nulls; None makes keys of shard and row number."""
+    duplicate_keys: Literal["error", "first"] = "error"
+    """What two rows of one key mean: error ends the run before any work, first rejects all but the first."""
     keep_columns: tuple[str, ...] = ()
     """Columns to carry into the output beside the vector."""
 
@@ -57,27 +69,43 @@ class FetchConfig(Config):
 
     schemes: tuple[str, ...] = ("file", "s3", "gs", "gcs", "az", "abfs")
     """Schemes that a path may have; http and https are not among them unless named."""
+    roots: tuple[str, ...] = ()
+    """Folders or URL prefixes that paths must lie below; for local paths, the shard's own folder is always one."""
+    networks: tuple[IPvAnyNetwork, ...] = ()
+    """Private networks that http may reach beside public addresses, as 10.1.0.0/16, and there on any port."""
     threads: PositiveInt = 16
-    """Reads at a time in one task."""
+    """Reads at a time in one process."""
+    threads_per_host: PositiveInt = 8
+    """Of these, reads from one http server."""
+    connect_timeout_s: float = Field(default=5.0, gt=0.0)
+    """For an http server to take a connection."""
+    timeout_s: float = Field(default=30.0, gt=0.0)
+    """For one image by http: connecting, redirects and tries again included."""
+    retries: int = Field(default=2, ge=0)
+    """Tries again after what may pass: lost connections, status 408, 425, 429, 500, 502, 503, 504."""
 
 
 class PreprocessConfig(Config):
     """How a picture becomes pixels."""
 
-    fit: Literal["pad"] = "pad"
-    """pad: centred on a white square, so that nothing is cut off."""
-    decode: Literal["exact", "scaled"] = "exact"
+    fit: Fit = "pad"
+    """pad: centred on a white square, so that nothing is cut off; model: as the checkpoint's own config asks."""
+    decode: Decode = "exact"
     """scaled: large JPEGs are decoded at a reduced size, no smaller than twice the model's."""
+    formats: tuple[Format, ...] = FORMATS
+    """Formats that are opened at all; HEIF needs the extra of that name."""
     max_image_bytes: ByteSize = ByteSize(64 << 20)
     """Longer files are rejected unread."""
     max_image_pixels: PositiveInt = 100_000_000
     """Larger pictures are rejected by their header."""
+    max_decode_s: float = Field(default=10.0, gt=0.0)
+    """Seconds of processor time that one image may take; then its decoder is ended, and the row rejected."""
 
 
 class EncodeConfig(Config):
     """How pixels become vectors."""
 
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    precision: Precision | None = None
     """None: bf16 where the device computes in it fast, else fp32."""
     dimensions: PositiveInt | None = None
     """Keep the first D coordinates and normalise again; for models trained for that."""
@@ -99,6 +127,10 @@ class EmbedConfig(TableConfig):
 
     model: str
     """A folder, architecture/tag, org/name or hf-hub:org/name[@revision] of an OpenCLIP checkpoint."""
+    expected_sha256: str | None = Field(default=None, pattern=r"^[0-9A-Fa-f]{8,64}$")
+    """SHA-256 that the weights file must have, or its first digits."""
+    allow_pickle_weights: bool = False
+    """Take a PyTorch pickle where a checkpoint has no safetensors; its maker can do harm with it."""
     source: SourceConfig
     fetch: FetchConfig = FetchConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
@@ -147,6 +179,8 @@ class SearchConfig(TableConfig):
 
     model: str | None = None
     """Where the table's model is now, if it has moved; of any other space it is refused."""
+    allow_pickle_weights: bool = False
+    """As in the embed job."""
 
 
 class QueryConfig(SearchConfig):
@@ -199,12 +233,72 @@ class ThroughputConfig(Config):
     """Of each image."""
     height_px: PositiveInt = 480
     """Of each image."""
-    decode: Literal["exact", "scaled"] = "exact"
+    fit: Fit = "pad"
     """As in the embed job."""
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    decode: Decode = "exact"
+    """As in the embed job."""
+    precision: Precision | None = None
     """As in the embed job."""
     passes: PositiveInt = 3
     """Times that the pipeline runs; medians count."""
+
+
+class ParityConfig(Config):
+    """Compare vectors with OpenCLIP's own: python -m jobs.benchmark parity."""
+
+    out: str = "out/benchmark"
+    """Where random weights and the result go."""
+    architectures: tuple[str, ...] = (
+        "ViT-B-32",
+        "ViT-B-32-quickgelu",
+        "ViT-S-16-alt",
+        "vit_medium_patch16_gap_256",
+        "RN50",
+        "RN50x4-quickgelu",
+        "convnext_base_w",
+        "EVA02-B-16",
+        "ViTamin-S",
+        "coca_ViT-B-32",
+        "ViT-B-16-SigLIP",
+        "ViT-B-32-SigLIP2-256",
+        "MobileCLIP-S1",
+        "MobileCLIP2-S0",
+        "PE-Core-T-16-384",
+        "ViT-L-14-CLIPA",
+        "swin_base_patch4_window7_224",
+        "roberta-ViT-B-32",
+    )
+    """Of OpenCLIP's; one of every family by default."""
+
+
+class HostileConfig(Config):
+    """Embed a folder of bad images, and mutations of good ones: python -m jobs.benchmark hostile."""
+
+    images: str
+    """The folder, as Tests/images of Pillow's source package."""
+    out: str = "out/benchmark"
+    """Where shards, tables and the result go."""
+    model: str = "jobs/demo/model"
+    """As in the embed job."""
+    good: PositiveInt = 50
+    """Images of the folder that decode, of which mutations are made."""
+    mutations: PositiveInt = 10_000
+    """Flips, cuts and splices of these."""
+    seed: int = 0
+    """Of the mutations."""
+
+
+class DecodingConfig(Config):
+    """Measure what scaled decoding costs in likeness and gains in time: python -m jobs.benchmark decoding."""
+
+    out: str = "out/benchmark"
+    """Where random weights and the result go."""
+    models: tuple[str, ...] = ("jobs/demo/model",)
+    """Checkpoints to compare vectors of."""
+    architectures: tuple[str, ...] = ("ViT-B-32", "ViT-B-16-SigLIP")
+    """And these, with random weights."""
+    passes: PositiveInt = 3
+    """Times that each photograph is decoded; medians count."""
 
 
 ConfigType = TypeVar("ConfigType", bound=Config)

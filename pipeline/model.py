@@ -1,10 +1,11 @@
 """Which checkpoint: from a name to files on this machine, their digests, what they ask of a picture, and the space.
 
 In: the name a user gives. Out: a `Checkpoint`. Files come from a local folder or from the Hugging Face hub through its
-own client and cache; only safetensors are loaded. Knows nothing of torch: what a checkpoint is can be told from its
-files, without spending seconds on imports or memory on weights.
+own client and cache; safetensors, unless pickles are allowed. Knows nothing of torch: what a checkpoint is can be told
+from its files, without spending seconds on imports or memory on weights.
 """
 
+import fnmatch
 import hashlib
 import importlib.util
 import json
@@ -16,33 +17,56 @@ from typing import Any, Literal
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from pipeline.config import FORMATS, Decode, Fit, Format
 from pipeline.errors import InputError
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
-# The tokenizer of a text tower may be any of these; picture formats and other frameworks' weights stay on the hub.
-WANTED_FILES = (CONFIG_FILE, WEIGHTS_FILE, "*token*.json", "vocab*", "merges.txt", "*.model")
+# As open_clip.factory._find_checkpoint_in_dir prefers them, but safetensors before all pickles.
+SAFE_WEIGHTS = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "model.safetensors")
+PICKLED_WEIGHTS = (
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+)
+# A text tower's own tokenizer may be any of these; picture formats and other frameworks' weights stay on the hub.
+TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model")
 
 # open_clip.transform.PreprocessCfg and open_clip.constants, which a config overrides in part.
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+WHITE = (255, 255, 255)
 
-Fit = Literal["pad"]
-Decode = Literal["exact", "scaled"]
+ResizeMode = Literal["pad", "shortest", "longest", "squash"]  # ours, then open_clip's
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one image may cost; no limit changes a vector."""
+
+    formats: tuple[Format, ...] = FORMATS
+    max_image_bytes: int = 64 << 20
+    max_image_pixels: int = 100_000_000
+    max_decode_s: float = 10.0  # of processor time
+
+
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """How a picture becomes pixels; what changes pixels is part of the space, the two limits are not."""
+    """How a picture becomes pixels. All of it is part of the space, the limits apart."""
 
     height_px: int
     width_px: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    fit: Fit = "pad"
+    resize_mode: ResizeMode = "pad"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    fill: tuple[int, ...] = WHITE  # behind transparency, and around a picture that is padded
     decode: Decode = "exact"
-    max_image_bytes: int = 64 << 20
-    max_image_pixels: int = 100_000_000
+    limits: Limits = DEFAULT_LIMITS
 
 
 @dataclass(frozen=True)
@@ -51,79 +75,152 @@ class Checkpoint:
 
     name: str  # resolves to the same files again, on any machine that can reach them
     model_id: str  # what _model_id says: short, and different for different weights
-    revision: str
+    revision: str  # the hub's commit; for a folder, the digest of its weights
     folder: Path
+    weights: str  # the file's name
     config: dict[str, Any]  # open_clip_config.json as it stands; its values have every JSON type
-    sha256: dict[str, str]  # per file
+    sha256: dict[str, str]  # per file: config, weights, and what a tokenizer may consist of
 
     @property
     def embed_dim(self) -> int:
         """Width of the vectors of both towers."""
         return int(self.config["model_cfg"]["embed_dim"])
 
-    def preprocess_spec(self, fit: Fit, decode: Decode, max_image_bytes: int, max_image_pixels: int) -> PreprocessSpec:
-        """Combine what the checkpoint's config says of pixels with what the user chose."""
+    @property
+    def tokenizer_sha256(self) -> dict[str, str]:
+        """Digests of the tokenizer's files; none if the text tower uses the one that is part of OpenCLIP."""
+        if not self.config["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name"):
+            return {}
+        return {name: digest for name, digest in self.sha256.items() if name not in (CONFIG_FILE, self.weights)}
+
+    def preprocess_spec(self, fit: Fit, decode: Decode = "exact", limits: Limits = DEFAULT_LIMITS) -> PreprocessSpec:
+        """Combine what the checkpoint's config says of pixels with what the user chose.
+
+        Raises:
+            InputError: the config asks for a way of resizing that OpenCLIP does not have.
+        """
         size = self.config["model_cfg"]["vision_cfg"].get("image_size", 224)
         height_px, width_px = size if isinstance(size, list) else (size, size)
         wanted = self.config.get("preprocess_cfg", {})
+        resize_mode: ResizeMode = "pad" if fit == "pad" else wanted.get("resize_mode") or "shortest"
+        interpolation = "bicubic" if fit == "pad" else wanted.get("interpolation") or "bicubic"
+        if resize_mode not in ("pad", "shortest", "longest", "squash") or interpolation not in (
+            "bicubic",
+            "bilinear",
+            "random",
+        ):
+            raise InputError(
+                f"model {self.name!r}: {CONFIG_FILE} wants resize_mode {resize_mode!r} and interpolation "
+                f"{interpolation!r}; OpenCLIP has shortest, longest, squash and bicubic, bilinear"
+            )
         return PreprocessSpec(
             height_px=int(height_px),
             width_px=int(width_px),
-            mean=tuple(wanted.get("mean") or OPENAI_MEAN),
-            std=tuple(wanted.get("std") or OPENAI_STD),
-            fit=fit,
+            mean=_three(wanted.get("mean") or OPENAI_MEAN),
+            std=_three(wanted.get("std") or OPENAI_STD),
+            resize_mode=resize_mode,
+            interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
+            fill=WHITE if fit == "pad" else tuple(int(level) for level in _three(wanted.get("fill_color") or 0)),
             decode=decode,
-            max_image_bytes=max_image_bytes,
-            max_image_pixels=max_image_pixels,
+            limits=limits,
         )
 
     def space(self, spec: PreprocessSpec, dimensions: int | None) -> str:
-        """Hash what makes vectors comparable: model config, weights, preprocessing, output dimensions."""
+        """Hash what makes vectors comparable: model config, weights, tokenizer, preprocessing, output dimensions.
+
+        It is made of contents, not of names: a copy of the files elsewhere, or a revision that only mends a text, has
+        the same space.
+        """
         parts = {
             "model_cfg": self.config["model_cfg"],
-            "weights": self.sha256[WEIGHTS_FILE],
-            "pixels": [spec.height_px, spec.width_px, spec.mean, spec.std, spec.fit, spec.decode],
+            "weights": self.sha256[self.weights],
+            "tokenizer": self.tokenizer_sha256,
+            "size": [spec.height_px, spec.width_px],
+            "colours": [spec.mean, spec.std, spec.fill],
+            "pixels": [spec.resize_mode, spec.interpolation, spec.decode],
             "dimensions": dimensions or self.embed_dim,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def resolve(name: str) -> Checkpoint:
+def resolve(name: str, *, allow_pickle_weights: bool = False, expected_sha256: str | None = None) -> Checkpoint:
     """Find a checkpoint's files, fetching them if need be, and digest them.
 
     Args:
         name: a folder, ``ViT-B-32/laion2b_s34b_b79k`` (architecture/tag of OpenCLIP's own list), ``org/name`` or
             ``hf-hub:org/name``, the last two with ``@revision`` if wanted.
+        allow_pickle_weights: take a PyTorch pickle where there are no safetensors.
+        expected_sha256: of the weights file, or its first digits.
 
     Raises:
-        InputError: no such folder, name, tag, revision or file.
+        InputError: no such folder, name, tag, revision or file; other weights than expected.
     """
     folder = Path(name.removeprefix("local-dir:"))
     if folder.is_dir():
         folder = folder.resolve()
-        return _checkpoint(str(folder), folder.name, None, folder)
-    if name.startswith(("local-dir:", ".", "/", "~")):
+        found = _checkpoint(str(folder), folder.name, None, folder, allow_pickle_weights)
+    elif name.startswith(("local-dir:", ".", "/", "~")):
         raise InputError(f"model {name!r}: no such folder")
-    repository, _, revision = name.removeprefix("hf-hub:").partition("@")
-    if not name.startswith("hf-hub:") and _is_architecture(repository.split("/")[0]):
-        repository = _repository_of_tag(repository)
-    folder = _download(name, repository, revision or None)
-    commit = folder.name  # the hub's cache keeps each revision in a folder named by its commit
-    return _checkpoint(f"hf-hub:{repository}@{commit}", repository, commit, folder)
+    else:
+        repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+        if not name.startswith("hf-hub:") and _is_architecture(repository.split("/")[0]):
+            repository = _repository_of_tag(repository)
+        folder = _download(name, repository, revision or None, allow_pickle_weights)
+        commit = folder.name  # the hub's cache keeps each revision in a folder named by its commit
+        found = _checkpoint(f"hf-hub:{repository}@{commit}", repository, commit, folder, allow_pickle_weights)
+    if expected_sha256 and not found.sha256[found.weights].startswith(expected_sha256.lower()):
+        raise InputError(
+            f"model {name!r}: {found.weights} has SHA-256 {found.sha256[found.weights]}, wanted {expected_sha256}"
+        )
+    return found
 
 
-def _checkpoint(name: str, title: str, revision: str | None, folder: Path) -> Checkpoint:
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
-            raise InputError(f"model {name!r}: {folder} has no {file}; wanted an OpenCLIP checkpoint in safetensors")
+def _checkpoint(name: str, title: str, revision: str | None, folder: Path, allow_pickle_weights: bool) -> Checkpoint:
+    config = _read_config(name, folder)
+    weights = _weights_file(name, folder, allow_pickle_weights)
+    wanted = (CONFIG_FILE, weights, *TOKENIZER_FILES)
+    sha256 = {
+        path.name: _sha256(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in wanted)
+    }
+    revision = revision or sha256[weights]
+    return Checkpoint(name, f"{title}@{revision[:12]}", revision, folder, weights, config, sha256)
+
+
+def _read_config(name: str, folder: Path) -> dict[str, Any]:  # its values have every JSON type
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"model {name!r}: {folder} has no {CONFIG_FILE}; wanted an OpenCLIP checkpoint")
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         config["model_cfg"]["embed_dim"], config["model_cfg"]["vision_cfg"]
-    except (ValueError, KeyError, TypeError) as error:
+        text = config["model_cfg"].get("text_cfg", {})
+        # OpenCLIP hands these on to transformers, which would run code that lies beside, or far from, the weights.
+        runs_code = text.get("tokenizer_kwargs", {}).get("trust_remote_code", False)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"model {name!r}: {CONFIG_FILE} is not OpenCLIP's: {error!r}") from error
-    sha256 = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    revision = revision or sha256[WEIGHTS_FILE]
-    return Checkpoint(name, f"{title}@{revision[:12]}", revision, folder, config, sha256)
+    if runs_code:
+        raise InputError(f"model {name!r}: {CONFIG_FILE} wants trust_remote_code; code of a checkpoint is never run")
+    return config
+
+
+def _weights_file(name: str, folder: Path, allow_pickle_weights: bool) -> str:
+    safe = [file for file in SAFE_WEIGHTS if (folder / file).is_file()]
+    pickled = [file for file in PICKLED_WEIGHTS if (folder / file).is_file()]
+    if safe:
+        return safe[0]
+    if pickled and allow_pickle_weights:
+        return pickled[0]
+    if pickled:
+        raise InputError(
+            f"model {name!r}: its weights are a pickle, {pickled[0]}; wanted {WEIGHTS_FILE}, or allow_pickle_weights "
+            "if you trust whoever made it"
+        )
+    raise InputError(f"model {name!r}: {folder} has no {WEIGHTS_FILE}; wanted an OpenCLIP checkpoint in safetensors")
+
+
+def _three(value: Any) -> tuple[Any, ...]:  # one number or three, as configs have it
+    return tuple(value) if isinstance(value, list | tuple) else (value,) * 3
 
 
 def _sha256(path: Path) -> str:
@@ -153,18 +250,24 @@ def _repository_of_tag(name: str) -> str:
         tags = ", ".join(pretrained.list_pretrained_tags_by_model(architecture))
         raise InputError(f"model {name!r}: {architecture} has no tag {tag!r}; it has {tags}")
     organisation, _, rest = known.get("hf_hub", "").partition("/")
-    repository, _, file = rest.partition("/")
-    if not repository or file not in ("", WEIGHTS_FILE):
-        raise InputError(f"model {name!r}: its weights are not published as safetensors")
+    repository = rest.partition("/")[0]
+    if not repository:
+        raise InputError(f"model {name!r}: its weights are not on the Hugging Face hub")
     return f"{organisation}/{repository}"
 
 
-def _download(name: str, repository: str, revision: str | None) -> Path:
+def _download(name: str, repository: str, revision: str | None, allow_pickle_weights: bool) -> Path:
+    wanted = [CONFIG_FILE, *SAFE_WEIGHTS, *TOKENIZER_FILES]
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(WANTED_FILES)))
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        if allow_pickle_weights and not any((folder / file).is_file() for file in SAFE_WEIGHTS):
+            folder = Path(
+                snapshot_download(repository, revision=folder.name, allow_patterns=[*wanted, *PICKLED_WEIGHTS])
+            )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         where = os.environ.get("HF_ENDPOINT", "the Hugging Face hub")
         said = " ".join(str(error).split())[:300]
         raise InputError(
             f"model {name!r}: neither a folder, nor an architecture/tag of OpenCLIP, nor found on {where}: {said}"
         ) from error
+    return folder

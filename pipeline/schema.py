@@ -27,6 +27,7 @@ REASON = "_reason"  # null where the row is good
 IMAGE = "_image"  # encoded bytes, null where there are none
 REFERENCE = "_reference"  # a path or URL to fetch the bytes from
 PIXELS = "_pixels"  # uint8, (3, height, width) flattened
+ENCODER = "_encoder"  # device, precision and versions that a vector was computed with
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 UNIT_FOLDER = "unit"  # the hive key of data/ and rejects/
@@ -45,6 +46,7 @@ RESERVED = frozenset(
         IMAGE,
         REFERENCE,
         PIXELS,
+        ENCODER,
         UNIT_FOLDER,
     }
 )
@@ -60,10 +62,23 @@ class Reason(StrEnum):
     TRUNCATED = "truncated"
     TOO_MANY_BYTES = "too_many_bytes"
     TOO_MANY_PIXELS = "too_many_pixels"
+    TOO_SLOW = "too_slow"
     FETCH_NOT_FOUND = "fetch_not_found"
     FETCH_DENIED = "fetch_denied"
+    FETCH_TIMEOUT = "fetch_timeout"
+    FETCH_TOO_LARGE = "fetch_too_large"
     FETCH_FAILED = "fetch_failed"
+    BLOCKED_ADDRESS = "blocked_address"
     ZERO_VECTOR = "zero_vector"
+    DUPLICATE_KEY = "duplicate_key"
+
+
+class RejectedRowError(Exception):
+    """One row that cannot be embedded: its reason, and the detail that a person needs."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 def error_text(reason: Reason, row: int, detail: str) -> str:
@@ -72,6 +87,8 @@ def error_text(reason: Reason, row: int, detail: str) -> str:
         return "Null or missing image input"
     if reason is Reason.ZERO_VECTOR:
         return f"Failed to encode image at row {row}: {detail}"
+    if reason is Reason.DUPLICATE_KEY:
+        return f"Left out image at row {row}: {detail}"
     return f"Failed to decode image at row {row}: {detail}"
 
 
@@ -113,6 +130,7 @@ PART_SCHEMA = pa.schema(
         pa.field("embedded", pa.int64()),
         pa.field("rejected", pa.int64()),
         pa.field("reasons", pa.list_(pa.struct([("reason", pa.string()), ("rows", pa.int64())]))),
+        pa.field("encoders", pa.list_(pa.string())),
         pa.field("data", pa.list_(FILE_TYPE)),
         pa.field("rejects", pa.list_(FILE_TYPE)),
     ]

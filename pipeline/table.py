@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
+from pipeline.config import Precision
 from pipeline.errors import IncompleteError, InputError
 from pipeline.model import PreprocessSpec
 from pipeline.store import Store
@@ -58,6 +60,7 @@ class Receipt:
     embedded: int
     rejected: int
     reasons: dict[str, int]
+    encoders: tuple[str, ...]  # device, precision and versions that the vectors were computed with
     data: tuple[File, ...]
     rejects: tuple[File, ...]
     seconds: float  # since the receipt before it in the same run: the sum is the run's time
@@ -79,6 +82,7 @@ class TableRecord:
     model_id: str
     model_sha256: dict[str, str]
     preprocess: PreprocessSpec
+    precision: Precision | None  # as asked for first; what each unit was computed in, its receipt says
     d: int
 
 
@@ -117,14 +121,10 @@ def read_record(store: Store, table: str) -> TableRecord | None:
     try:
         fields = store.read_json(path)
         fields.pop("versions")
-        preprocess = fields["preprocess"]
-        preprocess["mean"], preprocess["std"] = tuple(preprocess["mean"]), tuple(preprocess["std"])
-        fields["preprocess"] = PreprocessSpec(**preprocess)
-        fields["partition_by"] = tuple(fields["partition_by"])
-        return TableRecord(**fields)
+        return TypeAdapter(TableRecord).validate_python(fields)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
 
 
@@ -155,6 +155,7 @@ def parse_receipt(path: str, content: bytes) -> Receipt:
         fields: dict[str, Any] = json.loads(content)  # text, numbers and lists of files
         for kind in ("data", "rejects"):
             fields[kind] = tuple(File(**file) for file in fields[kind])
+        fields["encoders"] = tuple(fields["encoders"])
         return Receipt(**fields)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"receipt {path} is damaged ({error}); remove it to embed its unit again") from error

@@ -55,12 +55,16 @@ def local_ray(s3: str) -> Iterator[None]:
     ray.shutdown()
 
 
+def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    written = io.BytesIO()
+    image.save(written, kind, **options)
+    return written.getvalue()
+
+
 def encoded(seed: int, width: int = 80, height: int = 60, kind: str = "JPEG", **options: object) -> bytes:
     """A small picture with coarse random colours, different for every seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
-    written = io.BytesIO()
-    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(written, kind, **options)
-    return written.getvalue()
+    return saved(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), kind, **options)
 
 
 def write_shard(path: Path, first: int, images: list[bytes | None], group_rows: int = 50) -> Path:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from jobs.demo.figures import COMPOSITIONS, HELD_OUT, Composition, caption, draw
-from pipeline.embedding.preprocess import fitted
+from pipeline.embedding.fit import fitted
 from pipeline.model import CONFIG_FILE, WEIGHTS_FILE, PreprocessSpec
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.embedding.preprocess import RejectedImageError, open_rgb
+from pipeline.embedding.decode import open_rgb
 from pipeline.model import PreprocessSpec
+from pipeline.schema import RejectedRowError
 
 CELL_PX = 160
 GAP_PX = 12
@@ -41,7 +42,7 @@ def contact_sheet(pictures: Sequence[tuple[bytes | None, str]], spec: Preprocess
 def _thumbnail(encoded: bytes | None, spec: PreprocessSpec) -> Image.Image:
     try:
         image = open_rgb(encoded, spec)
-    except RejectedImageError:
+    except RejectedRowError:
         return Image.new("RGB", (CELL_PX, CELL_PX), (225, 225, 225))
     image.thumbnail((CELL_PX, CELL_PX))
     return image

@@ -4,7 +4,11 @@ What an image passes here is what the checkpoint's reference does: scale to [0, 
 tower. Architecture, sizes and tokenizer are the checkpoint's; there is no code for any one model. Knows nothing of Ray.
 """
 
+import logging
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -14,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline import model, schema
 from pipeline.errors import InputError
-from pipeline.model import PreprocessSpec
+from pipeline.model import Checkpoint, PreprocessSpec
 from pipeline.schema import Reason
 
 # On 2 cores ViT-B-32 does 16 to 128 at a time equally well (jobs/BENCHMARKS.md); a GPU wants more in flight.
@@ -33,6 +37,7 @@ class EncodeSpec:
     dimensions: int | None = None
     batch_size: int | None = None
     threads: int | None = None  # CPU threads; None leaves torch's choice
+    allow_pickle_weights: bool = False
 
 
 class Encode:
@@ -45,20 +50,21 @@ class Encode:
     def __init__(self, spec: EncodeSpec) -> None:
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
-        checkpoint = model.resolve(spec.model)
+        checkpoint = model.resolve(spec.model, allow_pickle_weights=spec.allow_pickle_weights)
         found = checkpoint.space(spec.preprocess, spec.dimensions)
         if found != spec.space:
             raise InputError(f"model {spec.model}: is of space {found}, wanted {spec.space}")
         self.spec = spec
+        self.checkpoint = checkpoint
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.precision = spec.precision or ("bf16" if _is_fast_in_bf16(self.device) else "fp32")
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         self.batch_size = spec.batch_size or (GPU_BATCH_SIZE if self.device.type == "cuda" else CPU_BATCH_SIZE)
         self.d = spec.dimensions or checkpoint.embed_dim
-        location = f"local-dir:{checkpoint.folder}"
-        precision = self.precision if self.precision == "fp32" else f"pure_{self.precision}"
-        self.model = open_clip.create_model(location, precision=precision, device=self.device).eval()
-        self.tokenizer = open_clip.get_tokenizer(location)
+        self.model = _load(checkpoint, self.precision, self.device)
+        self.description = f"{_name(self.device)} {self.precision} " + " ".join(
+            f"{package} {version(package)}" for package in ("torch", "open_clip_torch", "timm")
+        )
         # (x / 255 - mean) / std with one pass less over the pixels
         self.mean_level = torch.tensor(spec.preprocess.mean, device=self.device).view(3, 1, 1) * 255
         self.std_level = torch.tensor(spec.preprocess.std, device=self.device).view(3, 1, 1) * 255
@@ -77,8 +83,26 @@ class Encode:
             row = batch[schema.ROW][int(i)].as_py()
             errors[i] = schema.error_text(Reason.ZERO_VECTOR, row, "the model's vector is zero or not finite")
         values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.d)
-        new = {schema.VECTOR: values, **schema.outcome_columns(reasons, errors)}
+        encoder = pa.repeat(self.description, batch.num_rows)
+        new = {schema.VECTOR: values, schema.ENCODER: encoder, **schema.outcome_columns(reasons, errors)}
         return schema.replace_columns(batch, [schema.PIXELS], new)
+
+    @cached_property
+    def tokenizer(self) -> Any:  # of OpenCLIP: texts in, token ids (n, context_length) out
+        """The checkpoint's own tokenizer, loaded when a text first needs it.
+
+        Raises:
+            InputError: the checkpoint came without it.
+        """
+        location, text = f"local-dir:{self.checkpoint.folder}", self.checkpoint.config["model_cfg"].get("text_cfg", {})
+        if not text.get("hf_tokenizer_name"):
+            return open_clip.get_tokenizer(location)
+        if not self.checkpoint.tokenizer_sha256:
+            raise InputError(
+                f"model {self.checkpoint.name}: {self.checkpoint.folder} has no tokenizer.json or the like; "
+                f"its config wants that of {text['hf_tokenizer_name']}"
+            )
+        return open_clip.get_tokenizer(location, trust_remote_code=False)  # whatever the config says
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -111,6 +135,27 @@ class Encode:
         kept = torch.nn.functional.normalize(output.float()[:, : self.d], dim=1)
         kept = torch.where(kept.isfinite().all(dim=1, keepdim=True), kept, 0.0)
         return np.asarray(kept.cpu().numpy(), np.float32)
+
+
+def _load(checkpoint: Checkpoint, precision: str, device: torch.device) -> Any:  # OpenCLIP's models have no common type
+    """Build the model as its config says, and load the very file that was digested, strictly."""
+    logging.disable(logging.WARNING)  # of weights that are random: they are about to be replaced
+    try:
+        built = open_clip.create_model(
+            f"local-dir:{checkpoint.folder}",
+            precision=precision if precision == "fp32" else f"pure_{precision}",
+            device=device,
+            load_weights=False,
+            pretrained_text=False,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+    open_clip.load_checkpoint(built, str(checkpoint.folder / checkpoint.weights), strict=True)
+    return built.eval()
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _is_fast_in_bf16(device: torch.device) -> bool:

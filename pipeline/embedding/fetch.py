@@ -1,93 +1,190 @@
 """References in, encoded bytes out: rows that only name their image get its bytes, or a reason.
 
 One missing file is one reject. What a reference may be is limited: schemes from a list, http and https not among them
-by default. Knows nothing of Ray.
+by default; local paths below declared folders, wherever links lead; no chains of filesystems. Knows nothing of Ray.
 """
 
-from concurrent.futures import ThreadPoolExecutor
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+import aiohttp
 import pyarrow as pa
 from fsspec.utils import get_protocol
 
 from pipeline import schema
+from pipeline.config import FetchConfig
+from pipeline.embedding.web import Web, WebSpec
 from pipeline.errors import InputError
-from pipeline.schema import Reason
+from pipeline.schema import Reason, RejectedRowError
 from pipeline.store import STORE_ERRORS, filesystem_of
+
+# Files read at a time are bounded by threads, batches of them by this: 128 pictures of a phone would be a gigabyte.
+BATCH_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class FetchSpec:
-    """What may be fetched, and how much at a time."""
+    """What may be fetched, and how."""
 
     schemes: tuple[str, ...]
-    threads: int
-    max_image_bytes: int
+    roots: tuple[str, ...]
+    web: WebSpec
 
 
-class RejectedReferenceError(Exception):
-    """One reference that gives no bytes."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
+def fetch_spec(config: FetchConfig, max_bytes: int) -> FetchSpec:
+    """Take from the config what fetching needs."""
+    web = WebSpec(
+        networks=config.networks,
+        max_bytes=max_bytes,
+        threads=config.threads,
+        threads_per_host=config.threads_per_host,
+        connect_timeout_s=config.connect_timeout_s,
+        timeout_s=config.timeout_s,
+        retries=config.retries,
+    )
+    return FetchSpec(config.schemes, config.roots, web)
 
 
 class Fetch:
-    """The step: a batch with references becomes a batch with bytes."""
+    """The step: a batch with references becomes batches with bytes."""
 
     def __init__(self, spec: FetchSpec) -> None:
         self.spec = spec
+        self.web = Web(spec.web)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Fill in the image of every row that has a reference and neither bytes nor a reason."""
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Fill in the image of every row that has a reference and neither bytes nor a reason: same rows, same order."""
         images: list[bytes | None] = batch[schema.IMAGE].to_pylist()
         reasons: list[str | None] = batch[schema.REASON].to_pylist()
         errors: list[str | None] = batch[schema.ERROR].to_pylist()
-        references: list[str | None] = batch[schema.REFERENCE].to_pylist()
         rows: list[int] = batch[schema.ROW].to_pylist()
-        shards: list[str] = batch[schema.SHARD].to_pylist()
-        wanted = [i for i, url in enumerate(references) if url is not None and reasons[i] is None]
-        with ThreadPoolExecutor(self.spec.threads) as pool:
-            fetched = pool.map(lambda i: self._fetch(str(references[i]), shards[i]), wanted)
-            for i, found in zip(wanted, fetched, strict=True):
-                if isinstance(found, bytes):
-                    images[i] = found
-                else:
-                    reasons[i] = found.reason.value
-                    errors[i] = schema.error_text(found.reason, rows[i], str(found))
-        new = {schema.IMAGE: pa.array(images, pa.large_binary()), **schema.outcome_columns(reasons, errors)}
-        return schema.replace_columns(batch, [schema.REFERENCE], new)
+        first = held = 0
+        for i, found in enumerate(self._fetched(batch)):
+            if isinstance(found, bytes):
+                images[i], held = found, held + len(found)
+            elif found is not None:
+                reasons[i], errors[i] = found.reason.value, schema.error_text(found.reason, rows[i], str(found))
+            if held > BATCH_BYTES:
+                yield _piece(batch, first, i + 1, images, reasons, errors)
+                images[first : i + 1] = [None] * (i + 1 - first)
+                first, held = i + 1, 0
+        if first < batch.num_rows or first == 0:
+            yield _piece(batch, first, batch.num_rows, images, reasons, errors)
 
-    def _fetch(self, url: str, shard: str) -> bytes | RejectedReferenceError:
-        if get_protocol(url) == "file" and get_protocol(shard) != "file":
-            return RejectedReferenceError(Reason.FETCH_DENIED, f"{url}: a file of this machine, named by {shard}")
-        try:
-            return fetch(url, self.spec)
-        except RejectedReferenceError as reject:
-            return reject
+    def _fetched(self, batch: pa.Table) -> Iterator[bytes | RejectedRowError | None]:
+        """Fetch in the order of the rows, some rows ahead of the one asked for; None where nothing is wanted."""
+
+        def call(i: int) -> bytes | RejectedRowError | None:
+            reference, shard = batch[schema.REFERENCE][i].as_py(), batch[schema.SHARD][i].as_py()
+            if reference is None or batch[schema.REASON][i].is_valid:
+                return None
+            folder = () if "://" in shard else (shard.rpartition("/")[0] or "/",)
+            try:
+                return fetch(reference, self.spec, self.web, folder)
+            except RejectedRowError as reject:
+                return reject
+
+        ahead: deque[Future[bytes | RejectedRowError | None]] = deque()
+        with ThreadPoolExecutor(self.spec.web.threads) as pool:
+            for i in range(batch.num_rows):
+                ahead.append(pool.submit(call, i))
+                if len(ahead) == 2 * self.spec.web.threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
 
 
-def fetch(url: str, spec: FetchSpec) -> bytes:
+def fetch(reference: str, spec: FetchSpec, web: Web, more_roots: tuple[str, ...] = ()) -> bytes:
     """Read the file that a path or URL names.
 
+    Args:
+        reference: a local path, or a URL.
+        more_roots: folders that local paths may lie below, beside those of the spec.
+
     Raises:
-        RejectedReferenceError: it may not be read, is not there, is too long or cannot be read.
+        RejectedRowError: it may not be read, is not there, is too long or cannot be read.
     """
-    scheme = get_protocol(url)
+    scheme = get_protocol(reference)
     if scheme not in spec.schemes:
         allowed = ", ".join(spec.schemes)
-        raise RejectedReferenceError(Reason.FETCH_DENIED, f"{url}: scheme {scheme!r} is not among {allowed}")
+        raise RejectedRowError(Reason.FETCH_DENIED, f"{reference}: scheme {scheme!r} is not among {allowed}")
+    if "::" in reference and scheme not in ("http", "https"):  # fsspec would take it for a chain, file:// at its end
+        raise RejectedRowError(Reason.FETCH_DENIED, f"{reference}: chains of filesystems are not followed")
+    if scheme in ("http", "https"):
+        return web.get(reference)
+    if scheme == "file":
+        path = unquote(urlsplit(reference).path) if reference.startswith("file://") else reference
+        return _read_local(path, (*spec.roots, *more_roots), spec.web.max_bytes)
+    return _read_remote(reference, spec)
+
+
+def _read_local(path: str, roots: tuple[str, ...], max_bytes: int) -> bytes:
+    """Read a regular file that lies below one of the roots once all links are followed."""
+    local_roots = [
+        Path(os.path.realpath(root.removeprefix("file://"))) for root in roots if get_protocol(root) == "file"
+    ]
+    try:
+        real = Path(os.path.realpath(path, strict=True))
+        if not any(real.is_relative_to(root) for root in local_roots):
+            below = ", ".join(map(str, local_roots)) or "no folder"
+            raise RejectedRowError(
+                Reason.FETCH_DENIED, f"{path}: not below {below}; fetch.roots declares further folders"
+            )
+        # no waiting for a pipe to be written to, no link that was put in the way meanwhile
+        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor has no path
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise RejectedRowError(Reason.FETCH_DENIED, f"{path}: not a file of bytes")
+            return _short_enough(path, file.read(max_bytes + 1), max_bytes)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RejectedRowError(Reason.FETCH_NOT_FOUND, f"{path}: no such file") from error
+    except PermissionError as error:
+        raise RejectedRowError(Reason.FETCH_DENIED, f"{path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a loop of links, a name too long, a null byte in it
+        raise RejectedRowError(Reason.FETCH_FAILED, f"{path}: {error}") from error
+
+
+def _read_remote(url: str, spec: FetchSpec) -> bytes:
+    scheme = get_protocol(url)
+    roots = [root.rstrip("/") + "/" for root in spec.roots if get_protocol(root) == scheme]
+    if roots and (".." in url.split("/") or not url.startswith(tuple(roots))):
+        raise RejectedRowError(Reason.FETCH_DENIED, f"{url}: not below {', '.join(roots)}")
     try:
         filesystem, path = filesystem_of(url)
         with filesystem.open(path, "rb") as file:
-            content = bytes(file.read(spec.max_image_bytes + 1))
+            return _short_enough(url, bytes(file.read(spec.web.max_bytes + 1)), spec.web.max_bytes)
     except FileNotFoundError as error:
-        raise RejectedReferenceError(Reason.FETCH_NOT_FOUND, f"{url}: no such file") from error
+        raise RejectedRowError(Reason.FETCH_NOT_FOUND, f"{url}: no such file") from error
     except PermissionError as error:
-        raise RejectedReferenceError(Reason.FETCH_DENIED, f"{url}: {error}") from error
-    except (*STORE_ERRORS, ValueError, InputError) as error:
-        raise RejectedReferenceError(Reason.FETCH_FAILED, f"{url}: {error}") from error
-    if len(content) > spec.max_image_bytes:
-        raise RejectedReferenceError(Reason.TOO_MANY_BYTES, f"{url}: more than {spec.max_image_bytes} bytes")
+        raise RejectedRowError(Reason.FETCH_DENIED, f"{url}: {error}") from error
+    except TimeoutError as error:
+        raise RejectedRowError(Reason.FETCH_TIMEOUT, f"{url}: {error}") from error
+    except (*STORE_ERRORS, ValueError, InputError, aiohttp.ClientError) as error:
+        raise RejectedRowError(Reason.FETCH_FAILED, f"{url}: {error}") from error
+
+
+def _piece(
+    batch: pa.Table,
+    start: int,
+    stop: int,
+    images: list[bytes | None],
+    reasons: list[str | None],
+    errors: list[str | None],
+) -> pa.Table:
+    new = {
+        schema.IMAGE: pa.array(images[start:stop], pa.large_binary()),
+        **schema.outcome_columns(reasons[start:stop], errors[start:stop]),
+    }
+    return schema.replace_columns(batch.slice(start, stop - start), [schema.REFERENCE], new)
+
+
+def _short_enough(name: str, content: bytes, max_bytes: int) -> bytes:
+    if len(content) > max_bytes:
+        raise RejectedRowError(Reason.FETCH_TOO_LARGE, f"{name}: more than {max_bytes} bytes")
     return content

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline import schema
 from pipeline.config import SourceConfig
@@ -81,33 +78,6 @@ def survey(source: SourceConfig) -> Survey:
 def cut(shards: tuple[Shard, ...], unit_rows: int) -> list[Unit]:
     """Cut shards into units of whole row groups, each of at most ``unit_rows`` rows where row groups allow it."""
     return [unit for shard in shards for unit in _cut_shard(shard, unit_rows)]
-
-
-def check_keys(source: SourceConfig, shards: tuple[Shard, ...]) -> None:
-    """Read the key column of all shards; hashes (8 bytes a row) find suspects, the keys themselves convict them.
-
-    Raises:
-        InputError: a null key, or one that two rows have.
-    """
-    if source.key_column is None:
-        return
-    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        hashes = np.concatenate(list(pool.map(lambda shard: _hashed_keys(source, shard), shards)))
-    hashes.sort()
-    suspects = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-    if suspects.size == 0:
-        return
-    seen: dict[str, str] = {}
-    for shard in shards:
-        keys = _read_keys(source, shard)
-        for row in np.flatnonzero(np.isin(_hash(keys), suspects)):
-            key, place = keys[int(row)].as_py(), f"row {row} of {shard.url}"
-            if key in seen:
-                raise InputError(
-                    f"source {source.name}: key_column {source.key_column!r}: {key!r} is at {seen[key]} and again at "
-                    f"{place}; wanted unique keys"
-                )
-            seen[key] = place
 
 
 def _list_shards(source: SourceConfig) -> Iterator[tuple[str, int, str]]:
@@ -229,28 +199,3 @@ def _unit(shard: Shard, first_row: int, rows: int, first_group: int, groups: int
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     stem = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(shard.url).stem).strip("-")[:40]
     return Unit(f"{stem}-{first_row:08d}-{digest}", shard.url, first_row, rows, first_group, groups)
-
-
-def _hashed_keys(source: SourceConfig, shard: Shard) -> NDArray[np.uint64]:
-    keys = _read_keys(source, shard)
-    if keys.null_count:
-        row = int(np.flatnonzero(keys.is_null().to_numpy())[0])
-        raise InputError(
-            f"source {source.name}: key_column {source.key_column!r}: {keys.null_count} nulls in {shard.url}, the "
-            f"first at row {row}; wanted none"
-        )
-    return _hash(keys)
-
-
-def _read_keys(source: SourceConfig, shard: Shard) -> pa.ChunkedArray:
-    try:
-        with open_parquet(shard.url) as file:
-            return file.read(columns=[source.key_column]).column(0).cast(pa.string())
-    except (pa.ArrowException, *STORE_ERRORS) as error:
-        raise InputError(
-            f"source {source.name}: key_column {source.key_column!r} of {shard.url} cannot be read as text: {error}"
-        ) from error
-
-
-def _hash(keys: pa.ChunkedArray) -> NDArray[np.uint64]:
-    return np.asarray(pd.util.hash_array(keys.to_numpy().astype(object), categorize=False), np.uint64)

@@ -12,16 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from ray.data.block import BlockMetadata
 from ray.data.context import DataContext
 from ray.data.datasource import Datasource, ReadTask
 
 from pipeline import schema
+from pipeline.schema import Reason
 from pipeline.store import open_parquet
 from pipeline.table import Unit
 
 BATCH_BYTES = 16 << 20  # of encoded images; Ray Data joins batches into blocks of its own size
 MAX_BATCH_ROWS = 1024
+NOTHING = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,17 @@ class ReadSpec:
     image_kind: str
     key_column: str | None
     keep_columns: tuple[str, ...]
+    max_image_bytes: int  # longer ones go no further
 
 
 class UnitSource(Datasource):  # type: ignore[misc]  # Ray's classes are untyped
-    """One read task per unit."""
+    """One read task per unit; ``left_out`` gives, by shard, the rows whose key an earlier row has."""
 
-    def __init__(self, units: list[Unit], spec: ReadSpec) -> None:
+    def __init__(self, units: list[Unit], spec: ReadSpec, left_out: dict[str, NDArray[np.int64]]) -> None:
         super().__init__()
         self.units = units
         self.spec = spec
+        self.left_out = left_out
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Say that it is not known: Ray then sizes by what the tasks return."""
@@ -52,15 +57,20 @@ class UnitSource(Datasource):  # type: ignore[misc]  # Ray's classes are untyped
         """Make a task for each unit, however many Ray would like."""
         return [
             ReadTask(
-                partial(read_unit, unit, self.spec),
+                partial(read_unit, unit, self.spec, self._left_out_of(unit)),
                 BlockMetadata(num_rows=unit.rows, size_bytes=None, exec_stats=None, input_files=(unit.shard,)),
             )
             for unit in self.units
         ]
 
+    def _left_out_of(self, unit: Unit) -> NDArray[np.int64]:
+        rows = self.left_out.get(unit.shard, NOTHING)
+        first, last = np.searchsorted(rows, [unit.first_row, unit.first_row + unit.rows])
+        return rows[first:last]
 
-def read_unit(unit: Unit, spec: ReadSpec) -> Iterable[pa.Table]:
-    """Stream a unit's rows as image batches, in the order of the shard."""
+
+def read_unit(unit: Unit, spec: ReadSpec, left_out: NDArray[np.int64] = NOTHING) -> Iterable[pa.Table]:
+    """Stream a unit's rows as image batches, in the order of the shard; those of ``left_out`` without their image."""
     columns = [spec.image_column, *spec.keep_columns]
     if spec.key_column is not None:
         columns.append(spec.key_column)
@@ -70,7 +80,7 @@ def read_unit(unit: Unit, spec: ReadSpec) -> Iterable[pa.Table]:
         rows = _batch_rows(file.metadata, groups, spec.image_column)
         for batch in file.iter_batches(rows, row_groups=list(groups), columns=sorted(set(columns))):
             for piece in _pieces(batch, spec.image_column):
-                yield _image_batch(piece, unit, row, spec)
+                yield _refused(_image_batch(piece, unit, row, spec), spec, left_out)
                 row += piece.num_rows
 
 
@@ -119,6 +129,28 @@ def _image_batch(batch: pa.RecordBatch, unit: Unit, first_row: int, spec: ReadSp
         view = column.type in (pa.string_view(), pa.binary_view())  # Ray and pyarrow cannot filter by these
         columns[name] = column.cast(pa.string() if column.type == pa.string_view() else pa.binary()) if view else column
     return pa.table(columns)
+
+
+def _refused(batch: pa.Table, spec: ReadSpec, left_out: NDArray[np.int64]) -> pa.Table:
+    """Give rows that go no further their reason, and nothing to carry."""
+    rows = batch[schema.ROW].to_numpy()
+    duplicate = np.isin(rows, left_out)
+    sizes = pc.fill_null(pc.binary_length(batch[schema.IMAGE]), 0).to_numpy()
+    too_long = (sizes > spec.max_image_bytes) & ~duplicate
+    if not (duplicate | too_long).any():
+        return batch
+    reasons: list[str | None] = [None] * len(rows)
+    errors: list[str | None] = [None] * len(rows)
+    for i in np.flatnonzero(duplicate):
+        reasons[i] = Reason.DUPLICATE_KEY.value
+        key = batch[schema.ROW_ID][i].as_py()
+        errors[i] = schema.error_text(Reason.DUPLICATE_KEY, int(rows[i]), f"an earlier row has the key {key!r}")
+    for i in np.flatnonzero(too_long):
+        reasons[i] = Reason.TOO_MANY_BYTES.value
+        detail = f"{sizes[i]} bytes, at most {spec.max_image_bytes} are read"
+        errors[i] = schema.error_text(Reason.TOO_MANY_BYTES, int(rows[i]), detail)
+    kept = pc.if_else(pa.array(duplicate | too_long), None, batch[schema.IMAGE])
+    return schema.replace_columns(batch, [], {schema.IMAGE: kept, **schema.outcome_columns(reasons, errors)})
 
 
 def _images(column: pa.Array, unit: Unit, spec: ReadSpec) -> dict[str, pa.Array]:

@@ -115,6 +115,7 @@ class Ledger:
             embedded=sum(part["embedded"] for part in parts),
             rejected=sum(part["rejected"] for part in parts),
             reasons=dict(sorted(reasons.items())),
+            encoders=tuple(sorted({encoder for part in parts for encoder in part["encoders"]})),
             data=tuple(File(**file) for part in parts for file in part["data"]),
             rejects=tuple(File(**file) for part in parts for file in part["rejects"]),
             seconds=round(now - self._mark, 3),

@@ -10,26 +10,32 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.data
+from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 import pipeline
-from pipeline import compute, model
+from pipeline import compute, model, schema
 from pipeline.compute import Pools
-from pipeline.config import EmbedConfig
+from pipeline.config import EmbedConfig, PreprocessConfig
+from pipeline.embedding.decode import allow_heif
 from pipeline.embedding.encode import Encode, EncodeSpec
-from pipeline.embedding.fetch import Fetch, FetchSpec
-from pipeline.embedding.plan import Survey, check_keys, cut, survey
+from pipeline.embedding.fetch import Fetch, FetchSpec, fetch_spec
+from pipeline.embedding.keys import duplicate_rows
+from pipeline.embedding.plan import Survey, cut, survey
 from pipeline.embedding.preprocess import Preprocess
 from pipeline.embedding.read import ReadSpec, UnitSource
 from pipeline.embedding.receipts import Ledger
 from pipeline.embedding.write import Write, WriteSpec
 from pipeline.errors import IncompleteError, InputError
 from pipeline.lease import Lease
-from pipeline.model import PreprocessSpec
+from pipeline.model import Limits, PreprocessSpec
+from pipeline.schema import Reason
 from pipeline.store import Store
-from pipeline.table import TableRecord, Unit, read_record, table_folder, write_record
+from pipeline.table import TableRecord, read_checked, read_record, table_folder, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +56,6 @@ VERSIONED = ("ray", "torch", "open_clip_torch", "pillow", "pyarrow", "numpy")
 class Steps:
     """What each step of the data flow has to know."""
 
-    read: ReadSpec
     fetch: FetchSpec
     preprocess: PreprocessSpec
     encode: EncodeSpec
@@ -71,6 +76,7 @@ class Report:
     embedded: int
     rejected: int
     reasons: dict[str, int]
+    encoders: tuple[str, ...]  # what all vectors of these units were computed with
     rows_now: int  # of this run
     seconds: float
     steady_images_per_s: float  # after the first rows were written; 0 if there were no others
@@ -101,14 +107,15 @@ def embed(config: EmbedConfig) -> Report:
             table, record.space, len(found.shards), found.rows, len(units), ledger.skipped, len(pending),
         )  # fmt: skip
         if pending:
-            check_keys(config.source, found.shards)
+            left_out = _left_out(config, store, table, found, ledger)
             store.replace(f"sources/{config.source.name}.json", config.source.model_dump_json(indent=1).encode())
             store.replace(f"{table_folder(table)}/config.json", config.model_dump_json(indent=1).encode())
             if stored is None:
                 write_record(store, table, record, _versions())
             compute.start_ray()
             pools = compute.pools()
-            for part in _dataflow(pending, _steps(config, store, table, record, found, pools), pools).iter_rows():
+            source = UnitSource(pending, _read_spec(config, record), left_out)
+            for part in _dataflow(source, _steps(config, store, table, record, found, pools), pools).iter_rows():
                 ledger.add(part)
         _finish(table, ledger)
     report = _report(ledger, table, record, sum(unit.rows for unit in pending), time.monotonic() - started)
@@ -116,18 +123,21 @@ def embed(config: EmbedConfig) -> Report:
     return report
 
 
-def _dataflow(units: list[Unit], steps: Steps, pools: Pools) -> Dataset:
+def _dataflow(source: UnitSource, steps: Steps, pools: Pools) -> Dataset:
     """Units in; out, for every run of rows that is written, one row of schema.PART_SCHEMA."""
     pixel_bytes = 3 * steps.preprocess.height_px * steps.preprocess.width_px
     DataContext.get_current().target_max_block_size = BLOCK_ROWS * pixel_bytes
     task = {"num_cpus": compute.TASK_CPUS}
     readers, writers = TaskPoolStrategy(size=pools.readers), TaskPoolStrategy(size=pools.writers)
-    rows = ray.data.read_datasource(
-        UnitSource(units, steps.read), override_num_blocks=len(units), compute=readers, **task
-    )
-    if steps.read.image_kind != "bytes":
+    rows = ray.data.read_datasource(source, override_num_blocks=len(source.units), compute=readers, **task)
+    if source.spec.image_kind != "bytes":
         rows = rows.map_batches(
-            Fetch(steps.fetch).__call__, compute=readers, batch_size=BLOCK_ROWS, batch_format="pyarrow", **task
+            Fetch,
+            fn_constructor_args=(steps.fetch,),
+            compute=ActorPoolStrategy(size=pools.readers),
+            batch_size=BLOCK_ROWS,
+            batch_format="pyarrow",
+            **task,
         )
     return (
         rows.map_batches(
@@ -154,10 +164,8 @@ def _dataflow(units: list[Unit], steps: Steps, pools: Pools) -> Dataset:
 
 
 def _steps(config: EmbedConfig, store: Store, table: str, record: TableRecord, found: Survey, pools: Pools) -> Steps:
-    source = config.source
     return Steps(
-        read=ReadSpec(record.image_column, record.image_kind, source.key_column, source.keep_columns),
-        fetch=FetchSpec(config.fetch.schemes, config.fetch.threads, record.preprocess.max_image_bytes),
+        fetch=fetch_spec(config.fetch, record.preprocess.limits.max_image_bytes),
         preprocess=record.preprocess,
         encode=EncodeSpec(
             model=record.model,
@@ -167,19 +175,34 @@ def _steps(config: EmbedConfig, store: Store, table: str, record: TableRecord, f
             dimensions=config.encode.dimensions,
             batch_size=config.encode.batch_size,
             threads=pools.encoder_threads,
+            allow_pickle_weights=config.allow_pickle_weights,
         ),
         write=WriteSpec(
-            store.url, table_folder(table), source.name, record.model_id, record.d, found.kept, config.partition_by
+            store=store.url,
+            folder=table_folder(table),
+            source=config.source.name,
+            model_id=record.model_id,
+            d=record.d,
+            kept=found.kept,
+            partition_by=config.partition_by,
         ),
         write_rows=config.unit_rows,
     )
 
 
+def _read_spec(config: EmbedConfig, record: TableRecord) -> ReadSpec:
+    source, limits = config.source, record.preprocess.limits
+    return ReadSpec(
+        record.image_column, record.image_kind, source.key_column, source.keep_columns, limits.max_image_bytes
+    )
+
+
 def _record(config: EmbedConfig, found: Survey) -> TableRecord:
     """Say what all rows of the table will have in common."""
-    checkpoint = model.resolve(config.model)
-    chosen = config.preprocess
-    preprocess = checkpoint.preprocess_spec(chosen.fit, chosen.decode, chosen.max_image_bytes, chosen.max_image_pixels)
+    checkpoint = model.resolve(
+        config.model, allow_pickle_weights=config.allow_pickle_weights, expected_sha256=config.expected_sha256
+    )
+    preprocess = checkpoint.preprocess_spec(config.preprocess.fit, config.preprocess.decode, _limits(config.preprocess))
     dimensions = config.encode.dimensions
     if dimensions is not None and dimensions > checkpoint.embed_dim:
         raise InputError(f"encode.dimensions: wanted at most {checkpoint.embed_dim}, got {dimensions}")
@@ -200,12 +223,37 @@ def _record(config: EmbedConfig, found: Survey) -> TableRecord:
         model_id=checkpoint.model_id,
         model_sha256=checkpoint.sha256,
         preprocess=preprocess,
+        precision=config.encode.precision,
         d=dimensions or checkpoint.embed_dim,
     )
 
 
+def _limits(config: PreprocessConfig) -> Limits:
+    if "HEIF" in config.formats:
+        try:
+            allow_heif()
+        except ImportError as error:
+            raise InputError(str(error)) from error
+    return Limits(config.formats, config.max_image_bytes, config.max_image_pixels, config.max_decode_s)
+
+
 def _versions() -> dict[str, str]:
     return {"rayclip": pipeline.__version__, **{name: version(name) for name in VERSIONED}}
+
+
+def _left_out(
+    config: EmbedConfig, store: Store, table: str, found: Survey, ledger: Ledger
+) -> dict[str, NDArray[np.int64]]:
+    """Find the rows whose key an earlier row has, where what earlier runs committed is the earliest."""
+    committed = [unit for unit in ledger.units.values() if unit.id in ledger.receipts]
+    before: dict[str, list[pa.ChunkedArray]] = {}
+    for receipt in (ledger.receipts[unit.id] for unit in committed):
+        for file in receipt.rejects if Reason.DUPLICATE_KEY in receipt.reasons else ():
+            rejects = read_checked(store, table_folder(table), file)
+            rows = rejects.filter(pc.equal(rejects[schema.REJECT_REASON], Reason.DUPLICATE_KEY))
+            before.setdefault(receipt.shard, []).append(rows[schema.REJECT_ROW])
+    rejected = {shard: np.concatenate(rows) for shard, rows in before.items()}
+    return duplicate_rows(config.source, found.shards, committed, rejected)
 
 
 def _agreed(table: str, stored: TableRecord, wanted: TableRecord) -> TableRecord:
@@ -214,8 +262,12 @@ def _agreed(table: str, stored: TableRecord, wanted: TableRecord) -> TableRecord
     Raises:
         InputError: it is not, naming the first difference.
     """
+    if stored.space != wanted.space:
+        raise InputError(
+            f"table {table}: has space {stored.space} ({_brief(stored)}), wanted {wanted.space} ({_brief(wanted)}); "
+            "choose another --table"
+        )
     for name in (
-        "space",
         "source",
         "image_column",
         "image_kind",
@@ -229,6 +281,12 @@ def _agreed(table: str, stored: TableRecord, wanted: TableRecord) -> TableRecord
         if old != new:
             raise InputError(f"table {table}: has {name} {old!r}, wanted {new!r}; choose another --table")
     return replace(wanted, model_id=stored.model_id)
+
+
+def _brief(record: TableRecord) -> str:
+    spec = record.preprocess
+    size = f"{spec.width_px} x {spec.height_px} px"
+    return f"{record.model_id}, {spec.resize_mode} to {size}, decode {spec.decode}, d {record.d}"
 
 
 def _finish(table: str, ledger: Ledger) -> None:
@@ -262,14 +320,15 @@ def _report(ledger: Ledger, table: str, record: TableRecord, rows_now: int, seco
         embedded=sum(receipt.embedded for receipt in receipts),
         rejected=sum(receipt.rejected for receipt in receipts),
         reasons=dict(sorted(reasons.items())),
+        encoders=tuple(sorted({encoder for receipt in receipts for encoder in receipt.encoders})),
         rows_now=rows_now,
         seconds=round(seconds, 2),
         steady_images_per_s=ledger.images_per_s,
     )
     logger.info(
-        "table=%s rows_in=%d embedded=%d rejected=%d reasons=%s units_skipped=%d rows_now=%d seconds=%.1f",
-        table, report.rows_in, report.embedded, report.rejected, report.reasons, report.units_skipped,
-        rows_now, seconds,
+        "table=%s rows_in=%d embedded=%d rejected=%d reasons=%s encoders=%s units_skipped=%d rows_now=%d seconds=%.1f",
+        table, report.rows_in, report.embedded, report.rejected, report.reasons, report.encoders,
+        report.units_skipped, rows_now, seconds,
     )  # fmt: skip
     return report
 
@@ -278,8 +337,9 @@ def _check_limits(report: Report, rows: int, max_reject_fraction: float) -> None
     """Hold the run to what exit 0 promises: every row of the source accounted for, and few enough rejects."""
     if report.rows_in != rows or report.embedded + report.rejected != rows:
         raise RuntimeError(f"table {report.table}: {rows} rows planned, but counts do not close: {report}")
-    if report.rejected > max_reject_fraction * rows:
+    bad = report.rejected - report.reasons.get(Reason.DUPLICATE_KEY, 0)  # those were asked to be left out
+    if bad > max_reject_fraction * rows:
         raise IncompleteError(
-            f"table {report.table}: {report.rejected} of {rows} rows rejected {report.reasons}, more than "
+            f"table {report.table}: {bad} of {rows} rows rejected {report.reasons}, more than "
             f"max_reject_fraction {max_reject_fraction}; what was embedded stays"
         )

@@ -60,6 +60,7 @@ class Write:
             "embedded": good.num_rows,
             "rejected": bad.num_rows,
             "reasons": [{"reason": reason, "rows": rows} for reason, rows in sorted(counts.items())],
+            "encoders": sorted(pc.unique(good[schema.ENCODER]).to_pylist()),
             "data": [
                 self._put(f"data/{folder}{schema.UNIT_FOLDER}={unit}", rows)
                 for folder, rows in _partitions(self._embeddings(good), self.spec.partition_by)

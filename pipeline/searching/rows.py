@@ -52,7 +52,8 @@ class Rows:
         """Read the encoded image of one vector id from its source; None where it cannot be had any more."""
         row_id = self.index.row_ids[number].as_py()
         receipt, _ = self.index.place_of(number)
-        spec = ReadSpec(self.record.image_column, self.record.image_kind, self.record.key_column, ())
+        limit = self.record.preprocess.limits.max_image_bytes
+        spec = ReadSpec(self.record.image_column, self.record.image_kind, self.record.key_column, (), limit)
         for unit in _row_groups(receipt):
             if self.record.key_column is not None and row_id not in _keys(unit, self.record.key_column):
                 continue
@@ -64,7 +65,7 @@ class Rows:
 
     def _image(self, row: pa.Table) -> bytes | None:
         if schema.REFERENCE in row.column_names:
-            row = self.fetch(row)
+            row = pa.concat_tables(self.fetch(row))
         image: bytes | None = row[schema.IMAGE][0].as_py()
         return image
 

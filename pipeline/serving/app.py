@@ -154,9 +154,9 @@ def _problem(status: int, code: str, detail: str) -> JSONResponse:
 class Endpoint:
     """One replica: a service, and the routes that call it."""
 
-    def __init__(self, store: str, table: str, model: str, keys: tuple[str, ...]) -> None:
+    def __init__(self, config: ServeConfig, model: str, keys: tuple[str, ...]) -> None:
         self.keys = keys
-        self.service = Service(store, table, model)
+        self.service = Service(config.store, config.table, model, allow_pickle_weights=config.allow_pickle_weights)
 
     @api.post("/v1/search")
     def search(self, query: SearchRequest, authorization: Annotated[str | None, Header()] = None) -> SearchReply:
@@ -244,12 +244,14 @@ def build_app(config: ServeConfig, keys: tuple[str, ...]) -> serve.Application:
     if record is None or version is None:
         raise InputError(f"table {table}: no index is published; run python -m jobs.build_index")
     read_card(store, table, version)
-    checkpoint = resolve(config.model or record.model)
+    checkpoint = resolve(config.model or record.model, allow_pickle_weights=config.allow_pickle_weights)
     # A replica encodes one query at a time on all CPUs; more than a few at once would only wait inside it.
     options = serve.deployment(Endpoint).options(
         num_replicas=config.replicas, max_ongoing_requests=8, ray_actor_options={"num_cpus": 0.5}
     )
-    app: serve.Application = options.bind(store.url, table, checkpoint.name, keys)
+    app: serve.Application = options.bind(
+        config.model_copy(update={"store": store.url, "table": table}), checkpoint.name, keys
+    )
     return app
 
 

@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 
 from pipeline.config import FetchConfig
 from pipeline.embedding.encode import Encode, EncodeSpec
-from pipeline.embedding.fetch import FetchSpec, RejectedReferenceError, fetch
-from pipeline.embedding.preprocess import RejectedImageError, pixels_of
+from pipeline.embedding.fetch import fetch, fetch_spec
+from pipeline.embedding.sandbox import Sandbox
+from pipeline.embedding.web import Web
 from pipeline.errors import InputError
 from pipeline.indexing.index import NO_ID
 from pipeline.machine import available_cpus
+from pipeline.schema import RejectedRowError
 from pipeline.searching.index import open_index
 from pipeline.searching.rows import Rows
 from pipeline.store import Store
-from pipeline.table import find_table, read_record
+from pipeline.table import find_table, read_record, table_folder
 
 
 class QueryError(Exception):
@@ -58,7 +60,9 @@ class Service:
         IncompleteError: a file of the index is missing or damaged.
     """
 
-    def __init__(self, store_url: str, table: str | None, model: str | None = None) -> None:
+    def __init__(
+        self, store_url: str, table: str | None, model: str | None = None, *, allow_pickle_weights: bool = False
+    ) -> None:
         store = Store(store_url)
         self.table = find_table(store, table)
         record = read_record(store, self.table)
@@ -73,10 +77,14 @@ class Service:
                 preprocess=record.preprocess,
                 dimensions=record.d,
                 threads=available_cpus(),
+                allow_pickle_weights=allow_pickle_weights,
             )
         )
-        defaults = FetchConfig()
-        self.fetch_spec = FetchSpec(defaults.schemes, defaults.threads, record.preprocess.max_image_bytes)
+        self.sandbox = Sandbox(record.preprocess)
+        embedded_with = store.read_json(f"{table_folder(self.table)}/config.json")
+        self.fetch_spec = fetch_spec(
+            FetchConfig.model_validate(embedded_with["fetch"]), record.preprocess.limits.max_image_bytes
+        )
         self.rows = Rows(store, self.index, record, self.fetch_spec)
         self.check()
 
@@ -101,8 +109,15 @@ class Service:
         return Answer(self.index.card.version, self.record.space, hits)
 
     def embed_text(self, text: str) -> NDArray[np.float32]:
-        """Encode a text by the table's own text tower: (d,)."""
-        vector: NDArray[np.float32] = self.encoder.encode_texts([text])[0]
+        """Encode a text by the table's own text tower: (d,).
+
+        Raises:
+            QueryError: the model came without its tokenizer, or the text has no direction.
+        """
+        try:
+            vector: NDArray[np.float32] = self.encoder.encode_texts([text])[0]
+        except InputError as error:
+            raise QueryError("no_tokenizer", str(error)) from error
         return _directed(vector, "text")
 
     def embed_image(self, encoded: bytes) -> NDArray[np.float32]:
@@ -111,21 +126,21 @@ class Service:
         Raises:
             QueryError: there is no image in these bytes.
         """
-        try:
-            pixels = pixels_of(encoded, self.record.preprocess)
-        except RejectedImageError as error:
-            raise QueryError(f"image_{error.reason}", f"image: {error}") from error
-        return _directed(self.encoder.encode_images(np.stack([pixels]))[0], "image")
+        pixels, [reject] = self.sandbox.pixels([encoded])
+        if reject is not None:
+            raise QueryError(f"image_{reject.reason}", f"image: {reject}") from reject
+        return _directed(self.encoder.encode_images(pixels)[0], "image")
 
     def fetch_image(self, url: str) -> bytes:
-        """Read an image that a path or URL names, under the schemes and limits that the embed job has by default.
+        """Read an image that a path or URL names: any local file, URLs as the embed job may.
 
         Raises:
             QueryError: it cannot or may not be read.
         """
         try:
-            return fetch(url if "://" in url else str(Path(url).absolute()), self.fetch_spec)
-        except RejectedReferenceError as error:
+            path = url if "://" in url else str(Path(url).absolute())
+            return fetch(path, self.fetch_spec, Web(self.fetch_spec.web), more_roots=("/",))
+        except RejectedRowError as error:
             raise QueryError(f"image_{error.reason}", str(error)) from error
 
     def vector_of_row(self, row_id: str) -> NDArray[np.float32]:

@@ -4,15 +4,10 @@ Every claim is a ratio taken in one run: the pipeline's images per second agains
 on these very cores. Corpora are made here, weights are random; both cost what real ones cost.
 """
 
-import io
 import json
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -20,20 +15,16 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import open_clip
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
 
-from jobs.launch import launch
-from pipeline import compute, model, schema
+from jobs.benchmark.material import make_checkpoint, peak_memory, photograph
+from pipeline import compute, model
 from pipeline.config import EmbedConfig, EncodeConfig, PreprocessConfig, SourceConfig, ThroughputConfig
 from pipeline.embedding.encode import Encode, EncodeSpec
-from pipeline.embedding.preprocess import Preprocess
+from pipeline.embedding.fit import pixels_of
 from pipeline.embedding.run import BLOCK_ROWS, embed
 from pipeline.machine import available_cpus
 from pipeline.model import PreprocessSpec
@@ -73,7 +64,7 @@ def throughput(config: ThroughputConfig) -> None:
     out = Path(config.out)
     shards = make_corpus(out / f"jpeg-{config.width_px}x{config.height_px}-{config.images}", config)
     checkpoint = model.resolve(str(make_checkpoint(out / f"random-{config.architecture}", config.architecture)))
-    spec = checkpoint.preprocess_spec("pad", config.decode, 64 << 20, 100_000_000)
+    spec = checkpoint.preprocess_spec(config.fit, config.decode)
     decode_per_core = measure_decoding(shards, spec, 1)
     decode_ceiling = measure_decoding(shards, spec, available_cpus())
     space = checkpoint.space(spec, None)
@@ -121,7 +112,7 @@ def make_corpus(folder: Path, config: ThroughputConfig) -> list[Path]:
         return shards
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    images = [_photograph(rng, config.width_px, config.height_px) for _ in range(min(DISTINCT_IMAGES, config.images))]
+    images = [photograph(rng, config.width_px, config.height_px) for _ in range(min(DISTINCT_IMAGES, config.images))]
     for number, shard in enumerate(shards):
         rows = range(number * SHARD_ROWS, min(config.images, (number + 1) * SHARD_ROWS))
         columns = {"key": [f"{row:09d}" for row in rows], "image": [images[row % len(images)] for row in rows]}
@@ -130,32 +121,8 @@ def make_corpus(folder: Path, config: ThroughputConfig) -> list[Path]:
     return shards
 
 
-def _photograph(rng: np.random.Generator, width: int, height: int) -> bytes:
-    """Make noise whose amplitude falls with frequency as it does in photographs (Field 1987: 1/f); JPEG quality 85."""
-    down, across = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
-    falloff = 1 / np.maximum(np.hypot(down, across), 1 / max(width, height))
-    phases = np.exp(2j * np.pi * rng.random((3, *falloff.shape)))
-    planes = np.fft.irfft2(falloff * phases, (height, width))
-    planes = planes[:1] + 0.3 * planes  # colours of photographs mostly move together
-    pixels = np.clip(128 + 48 * planes / planes.std(), 0, 255).astype(np.uint8)
-    encoded = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(encoded, "JPEG", quality=85)
-    return encoded.getvalue()
-
-
-def make_checkpoint(folder: Path, architecture: str) -> Path:
-    """Write a published-layout checkpoint of an OpenCLIP architecture with random weights."""
-    if not (folder / model.WEIGHTS_FILE).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {"model_cfg": open_clip.get_model_config(architecture), "preprocess_cfg": {}}
-        state = open_clip.create_model(architecture).state_dict()
-        (folder / model.CONFIG_FILE).write_text(json.dumps(config, indent=1))
-        save_file({key: value.contiguous() for key, value in state.items()}, folder / model.WEIGHTS_FILE)
-    return folder
-
-
 def measure_decoding(shards: list[Path], spec: PreprocessSpec, processes: int) -> float:
-    """Run the preprocess step alone, one process a core, all of them at once: images per second."""
+    """Decode and fit, without the step around it, one process a core, all of them at once: images per second."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         list(pool.map(_decode, [(shards[0], spec, 1)] * processes))  # processes start and import here
         started = time.perf_counter()
@@ -165,22 +132,17 @@ def measure_decoding(shards: list[Path], spec: PreprocessSpec, processes: int) -
 
 def _decode(task: tuple[Path, PreprocessSpec, int]) -> int:
     shard, spec, wanted = task
-    step, done = Preprocess(spec), 0
     images = _images(shard)
-    while done < wanted:
-        for start in range(0, min(len(images), wanted - done), BLOCK_ROWS):
-            piece = images.slice(start, min(BLOCK_ROWS, wanted - done))
-            empty = pa.nulls(len(piece), pa.string())
-            columns = {schema.IMAGE: piece, schema.ROW: pa.array(range(len(piece)), pa.int64())}
-            step(pa.table({**columns, schema.REASON: empty, schema.ERROR: empty}))
-            done += len(piece)
-    return done
+    for i in range(wanted):
+        pixels_of(images[i % len(images)], spec)
+    return wanted
 
 
 @lru_cache(maxsize=1)
-def _images(shard: Path) -> pa.ChunkedArray:
+def _images(shard: Path) -> list[bytes]:
     """Hold a shard's images in memory, so that reading is not timed with decoding."""
-    return pq.read_table(shard, columns=["image"])["image"].cast(pa.large_binary())
+    images: list[bytes] = pq.read_table(shard, columns=["image"])["image"].to_pylist()
+    return images
 
 
 def measure_encoding(encoder: Encode) -> tuple[float, int]:
@@ -208,7 +170,7 @@ def run_pipeline(
             table=f"pass-{number}",
             model=checkpoint,
             source=SourceConfig(name="jpegs", path=tuple(map(str, shards)), key_column="key"),
-            preprocess=PreprocessConfig(decode=config.decode),
+            preprocess=PreprocessConfig(fit=config.fit, decode=config.decode),
             encode=EncodeConfig(precision=config.precision),
             unit_rows=ROW_GROUP_ROWS,
         )
@@ -218,36 +180,3 @@ def run_pipeline(
     after_first = config.images - BLOCK_ROWS
     steady = report.steady_images_per_s * (after_first - BLOCK_ROWS) / after_first
     return steady, report.rows_in / report.seconds
-
-
-@contextmanager
-def peak_memory() -> Iterator[list[int]]:
-    """Watch the private memory of this process and all below it; the list's one value is the peak so far, in bytes."""
-    peak, stop = [0], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.5):
-            processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-            peak[0] = max(peak[0], sum(_private_bytes(process) for process in processes))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        stop.set()
-        watcher.join()
-
-
-def _private_bytes(process: psutil.Process) -> int:
-    try:
-        memory = process.memory_info()
-    except psutil.NoSuchProcess:
-        return 0
-    return int(memory.rss - getattr(memory, "shared", 0))
-
-
-if __name__ == "__main__":
-    if sys.argv[1:2] != ["throughput"]:
-        sys.exit("usage: python -m jobs.benchmark throughput [--images N …]; --help after it lists all flags")
-    sys.exit(launch(ThroughputConfig, throughput, "jobs.benchmark throughput", sys.argv[2:]))

@@ -1,0 +1,120 @@
+"""Bad images through the embed job: `python -m jobs.benchmark hostile --images pillow-13.0.0/Tests/images`.
+
+Two shards' worth: every file of the folder as it is, then seeded mutations (flipped bytes, cuts, splices) of those that
+decode. What must hold: every row embedded or rejected with a reason, no worker lost, and memory bounded.
+"""
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray._private import state
+
+from jobs.benchmark.material import peak_memory
+from pipeline import compute, model
+from pipeline.config import EmbedConfig, HostileConfig, SourceConfig
+from pipeline.embedding.run import embed
+from pipeline.embedding.sandbox import Sandbox
+from pipeline.errors import IncompleteError
+from pipeline.model import PreprocessSpec
+
+ROW_GROUP_ROWS = 500
+MOST_FLIPS = 12
+MAX_EXTRA_BYTES = 1 << 30  # beyond what the same run takes for pictures that are fine
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """What came of the rows, and the most memory that any moment took, all processes together."""
+
+    rows: int
+    embedded: int
+    rejected: int
+    reasons: dict[str, int]
+    seconds: float
+    peak_bytes: int
+    workers_lost: int  # so far
+
+
+def hostile(config: HostileConfig) -> None:
+    """Run good pictures, the folder and the mutations; print and write out/benchmark/hostile.json.
+
+    Raises:
+        IncompleteError: memory went beyond the bound, or a worker was lost.
+    """
+    out, files = Path(config.out), sorted(path for path in Path(config.images).rglob("*") if path.is_file())
+    out.mkdir(parents=True, exist_ok=True)
+    images = [path.read_bytes() for path in files]
+    checkpoint = model.resolve(config.model)
+    good = _good(images, checkpoint.preprocess_spec("pad"), config.good)
+    rng = np.random.default_rng(config.seed)
+    corpora = {
+        "good": [good[i % len(good)] for i in range(len(images))],
+        "folder": images,
+        "mutations": [_mutated(good, rng) for _ in range(config.mutations)],
+    }
+    compute.start_ray()
+    results = {name: _run(config, name, rows) for name, rows in corpora.items()}
+    (out / "hostile.json").write_text(json.dumps({name: asdict(r) for name, r in results.items()}, indent=1) + "\n")
+    for name, result in results.items():
+        print(name, asdict(result))
+    extra = max(result.peak_bytes for result in results.values()) - results["good"].peak_bytes
+    lost = max(result.workers_lost for result in results.values())
+    print(f"memory beyond that of good pictures: {extra / 1e6:.0f} MB; workers lost: {lost}")
+    if extra > MAX_EXTRA_BYTES or lost:
+        raise IncompleteError(
+            f"{extra} bytes beyond good pictures, at most {MAX_EXTRA_BYTES} wanted; {lost} workers lost"
+        )
+
+
+def _good(images: list[bytes], spec: PreprocessSpec, count: int) -> list[bytes]:
+    """Choose images that decode, spread over the folder."""
+    sandbox = Sandbox(spec)
+    fine = [image for image, reject in zip(images, sandbox.pixels(images)[1], strict=True) if reject is None]
+    sandbox.close()
+    return [fine[i] for i in np.linspace(0, len(fine) - 1, count).astype(int)]
+
+
+def _mutated(images: list[bytes], rng: np.random.Generator) -> bytes:
+    image = bytearray(images[rng.integers(len(images))])
+    kind = rng.integers(3)
+    if kind == 0:
+        for place in rng.integers(0, len(image), rng.integers(1, MOST_FLIPS + 1)):
+            image[place] ^= int(rng.integers(1, 256))
+    elif kind == 1:
+        del image[int(rng.integers(len(image))) :]
+    else:
+        other = images[rng.integers(len(images))]
+        start, stop = np.sort(rng.integers(0, len(other), 2))
+        place = int(rng.integers(len(image)))
+        image[place : place + int(stop - start)] = other[start:stop]
+    return bytes(image)
+
+
+def _run(config: HostileConfig, name: str, images: list[bytes]) -> Hostile:
+    with tempfile.TemporaryDirectory(dir=config.out, prefix="hostile-") as folder:
+        shard = Path(folder) / "images.parquet"
+        pq.write_table(pa.table({"image": images}), shard, row_group_size=ROW_GROUP_ROWS)
+        with peak_memory() as peak:
+            report = embed(
+                EmbedConfig(
+                    store=f"{folder}/store",
+                    model=config.model,
+                    source=SourceConfig(name=name, path=str(shard)),
+                    max_reject_fraction=1.0,
+                )
+            )
+    if report.embedded + report.rejected != len(images):
+        raise IncompleteError(f"{len(images)} rows in, {report.embedded} embedded, {report.rejected} rejected")
+    return Hostile(
+        len(images), report.embedded, report.rejected, report.reasons, report.seconds, peak[0], _actor_restarts()
+    )
+
+
+def _actor_restarts() -> int:
+    """Count how often any actor of this Ray had to be started again; Ray tells only its own dashboard, or so."""
+    return sum(int(actor["NumRestarts"]) for actor in state.actors().values())

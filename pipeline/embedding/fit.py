@@ -1,0 +1,91 @@
+"""An RGB picture in, uint8 pixels of the model's size out.
+
+`pad` is ours: nothing is cut off. The other three are OpenCLIP's eval transform (open_clip/transform.py, 3.3), step by
+step and bit by bit, without importing torch into every process that decodes: shortest edge and centre crop, longest
+edge and padding, or squash.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.embedding.decode import open_rgb
+from pipeline.model import PreprocessSpec
+
+THREAD = 16  # times as long as it is wide
+RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def pixels_of(encoded: bytes | memoryview | None, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """Decode one image and fit it: uint8 of shape (3, height_px, width_px).
+
+    Raises:
+        RejectedRowError: there is no image in these bytes, or one that the limits refuse.
+    """
+    return fitted(open_rgb(encoded, spec), spec)
+
+
+def fitted(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """Give an RGB picture the model's size: uint8 of shape (3, height_px, width_px)."""
+    fit = {"pad": _pad, "shortest": _shortest, "longest": _longest, "squash": _squash}[spec.resize_mode]
+    return np.asarray(fit(image, spec)).transpose(2, 0, 1)
+
+
+def _pad(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    """Centre the picture on a canvas of the model's proportions, the smallest that holds it, then resize."""
+    wide, high = _canvas_size(image, spec)
+    if wide * high > spec.limits.max_image_pixels:  # a thread of a picture would ask for gigabytes of white
+        scale = THREAD * max(spec.width_px, spec.height_px) / max(image.size)
+        smaller = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(smaller, Image.Resampling.BOX)
+        wide, high = _canvas_size(image, spec)
+    if (wide, high) != image.size:
+        canvas = Image.new("RGB", (wide, high), spec.fill)
+        canvas.paste(image, ((wide - image.width) // 2, (high - image.height) // 2))
+        image = canvas
+    return _resized(image, spec.width_px, spec.height_px, spec)
+
+
+def _canvas_size(image: Image.Image, spec: PreprocessSpec) -> tuple[int, int]:
+    wide = max(image.width, -(-image.height * spec.width_px // spec.height_px))
+    return wide, max(image.height, -(-image.width * spec.height_px // spec.width_px))
+
+
+def _shortest(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    """Resize the shortest edge, then crop the centre (torchvision's Resize and CenterCrop)."""
+    edge_px = max(spec.width_px, spec.height_px)
+    if max(image.size) / min(image.size) * edge_px * edge_px > spec.limits.max_image_pixels:
+        most_px = THREAD * min(image.size)  # all that the crop will show of a thread of a picture, and more
+        left, top = (max(0, (edge - most_px) // 2) for edge in image.size)
+        image = image.crop((left, top, left + min(image.width, most_px), top + min(image.height, most_px)))
+    if spec.width_px == spec.height_px:
+        short = min(image.size)
+        wide, high = (edge_px if edge == short else int(edge_px * edge / short) for edge in image.size)
+        return _cropped(_resized(image, wide, high, spec), spec)
+    # OpenCLIP's own class, which is not told the interpolation and keeps to bicubic
+    ratio = min(image.width / spec.width_px, image.height / spec.height_px)
+    size = (round(image.width / ratio), round(image.height / ratio))
+    return _cropped(image.resize(size, Image.Resampling.BICUBIC), spec)
+
+
+def _longest(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    """Resize the longest edge, then pad the other (OpenCLIP's ResizeKeepRatio and CenterCropOrPad)."""
+    ratio = max(image.width / spec.width_px, image.height / spec.height_px)
+    wide, high = (max(1, round(edge / ratio)) for edge in image.size)
+    canvas = Image.new("RGB", (spec.width_px, spec.height_px), spec.fill)
+    canvas.paste(_resized(image, wide, high, spec), ((spec.width_px - wide) // 2, (spec.height_px - high) // 2))
+    return canvas
+
+
+def _squash(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    return _resized(image, spec.width_px, spec.height_px, spec)
+
+
+def _resized(image: Image.Image, wide: int, high: int, spec: PreprocessSpec) -> Image.Image:
+    return image.resize((wide, high), RESAMPLE[spec.interpolation])
+
+
+def _cropped(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    left = round((image.width - spec.width_px) / 2)
+    top = round((image.height - spec.height_px) / 2)
+    return image.crop((left, top, left + spec.width_px, top + spec.height_px))

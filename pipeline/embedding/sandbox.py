@@ -1,0 +1,227 @@
+"""Encoded images in, pixels out, through a process of its own that may die of any of them.
+
+A decoder is C that reads what strangers wrote: it can loop, crash, or ask for all memory. Here that costs one row. The
+process has no credentials in its environment, no core dumps, a bound on its memory, and a clock that counts processor
+time, so that a busy machine rejects the same images as an idle one. What it says is parsed as JSON, never unpickled.
+"""
+
+import json
+import mmap
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, Pipe
+from multiprocessing.reduction import recv_handle, send_handle
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.embedding.decode import allow_heif, check_bytes
+from pipeline.embedding.fit import pixels_of
+from pipeline.model import PreprocessSpec
+from pipeline.schema import Reason, RejectedRowError
+
+START_S = 120.0  # to start and import, on a machine that is busy starting others
+# A decoder may also wait for ever and use no processor; then the wall clock ends it, late enough for busy machines.
+WALL_FACTOR, WALL_EXTRA_S = 10.0, 60.0
+# Bytes for each pixel of the largest picture allowed: RGBA, canvas and result are four each, floats twelve.
+BYTES_PER_PIXEL, EXTRA_BYTES = 24, 1 << 30
+KEPT_VARIABLES = ("PATH", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
+
+Encoded = bytes | memoryview
+Task = tuple[int, int, int]  # number of the image, and where its bytes lie in the memory that is shared
+
+
+class Sandbox:
+    """Decodes and fits images for one caller at a time; its process starts at once, and again after each death."""
+
+    def __init__(self, spec: PreprocessSpec) -> None:
+        self.spec = spec
+        self._lock = threading.Lock()
+        self._start()
+
+    def pixels(self, images: Sequence[Encoded | None]) -> tuple[NDArray[np.uint8], list[RejectedRowError | None]]:
+        """Turn n images into pixels (n, 3, height_px, width_px), zeros and the reason where there are none."""
+        outcomes = [self._refusal(image) for image in images]
+        good = {i: image for i, image in enumerate(images) if image is not None and outcomes[i] is None}
+        first_byte = HEADER_BYTES + len(images) * _pixel_bytes(self.spec)
+        stops = first_byte + np.cumsum([len(image) for image in good.values()], dtype=int)
+        tasks = [(i, int(stop) - len(image), int(stop)) for (i, image), stop in zip(good.items(), stops, strict=True)]
+        file = _memory_file(tasks[-1][2] if tasks else first_byte)
+        try:
+            memory = _map(file)
+            for i, start, stop in tasks:
+                memory[start:stop] = good[i]
+            with self._lock:
+                self._have_done(tasks, file, memory, outcomes)
+        finally:
+            os.close(file)
+        pixels = _pixels_in(memory, len(images), self.spec)
+        for i, outcome in enumerate(outcomes):
+            if outcome is not None:
+                pixels[i] = 0
+        return pixels, outcomes
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _start(self) -> None:
+        self._connection, theirs = Pipe()
+        environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+        environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.embedding.sandbox", str(theirs.fileno())],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+        self._connection.send(self.spec)
+        self._is_ready = False
+
+    def _refusal(self, image: Encoded | None) -> RejectedRowError | None:
+        try:
+            check_bytes(image, self.spec)
+        except RejectedRowError as reject:
+            return reject
+        return None
+
+    def _have_done(
+        self, tasks: list[Task], file: int, memory: mmap.mmap, outcomes: list[RejectedRowError | None]
+    ) -> None:
+        """Fill in the pixels in memory and the outcomes, whatever dies of the tasks."""
+        deaths = 0  # in a row, at the task that is next
+        while tasks:
+            memory[:HEADER_BYTES] = bytes(HEADER_BYTES)
+            try:
+                self._await_ready()
+                send_handle(self._connection, file, self._process.pid)
+                self._connection.send((len(outcomes), tasks))
+                while (reply := self._reply(memory)) is not None:
+                    i, reason, detail = reply
+                    outcomes[int(i)] = RejectedRowError(Reason(reason), str(detail))
+                return
+            except (EOFError, ConnectionError):
+                slow = self._bury() == -signal.SIGPROF
+                done = _tasks_done(memory)
+                tasks, deaths = tasks[done:], 1 if done else deaths + 1
+                if tasks and (slow or deaths == 2):  # once may be an accident, as when memory ran out around it
+                    outcomes[tasks[0][0]] = self._post_mortem(slow)
+                    tasks, deaths = tasks[1:], 0
+
+    def _await_ready(self) -> None:
+        if not self._is_ready:
+            if not self._connection.poll(START_S) or self._connection.recv_bytes() != b"ready":
+                raise RuntimeError(f"the decoder's process did not start within {START_S:.0f} s")
+            self._is_ready = True
+
+    def _reply(self, memory: mmap.mmap) -> tuple[int, str, str] | None:
+        """Wait for what is said of an image that is rejected, or for None, at the end of the batch."""
+        wall_s = WALL_FACTOR * self.spec.limits.max_decode_s + WALL_EXTRA_S
+        before = -1
+        while not self._connection.poll(wall_s):
+            if _tasks_done(memory) == before:
+                self._process.send_signal(signal.SIGPROF)  # it waits for something; as if its time were used up
+            before = _tasks_done(memory)
+        reply: tuple[int, str, str] | None = json.loads(self._connection.recv_bytes())
+        return reply
+
+    def _bury(self) -> int:
+        """Give the exit status of the process that died, and start another.
+
+        Raises:
+            RuntimeError: it has never been ready, and neither would be the next.
+        """
+        self._connection.close()
+        status = self._process.wait()
+        if not self._is_ready:
+            raise RuntimeError(f"the decoder's process ended with status {status} before it was ready; see its output")
+        self._start()
+        return status
+
+    def _post_mortem(self, slow: bool) -> RejectedRowError:
+        if slow:
+            limit = self.spec.limits.max_decode_s
+            return RejectedRowError(Reason.TOO_SLOW, f"more than {limit:g} s of processor time")
+        return RejectedRowError(Reason.DECODE_FAILED, "the decoder's process died of it, twice")
+
+
+# The memory that both sides see: how many tasks are done, the pixels of all images, then the bytes of the good ones.
+HEADER_BYTES = 64
+
+
+def _memory_file(size: int) -> int:
+    """Open a nameless file of this size in memory, or on disk where the system has no such thing."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("rayclip")
+    else:
+        with tempfile.TemporaryFile() as opened:
+            file = os.dup(opened.fileno())
+    os.ftruncate(file, size)
+    return file
+
+
+def _map(file: int) -> mmap.mmap:
+    """Map all of a file; in one go where the system can, which is cheaper than page by page."""
+    return mmap.mmap(file, 0, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+
+
+def _pixel_bytes(spec: PreprocessSpec) -> int:
+    return 3 * spec.height_px * spec.width_px
+
+
+def _pixels_in(memory: mmap.mmap, count: int, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    flat = np.frombuffer(memory, np.uint8, count * _pixel_bytes(spec), HEADER_BYTES)
+    return flat.reshape(count, 3, spec.height_px, spec.width_px)
+
+
+def _tasks_done(memory: mmap.mmap) -> int:
+    return int(np.frombuffer(memory, np.int64, 1)[0])
+
+
+def _decode_for(connection: Connection) -> None:
+    """Be the process: take batches until the other side is gone."""
+    spec: PreprocessSpec = connection.recv()
+    if "HEIF" in spec.limits.formats:
+        allow_heif()
+    _confine(spec)
+    connection.send_bytes(b"ready")
+    while True:
+        file = recv_handle(connection)
+        count, tasks = connection.recv()
+        memory = _map(file)
+        os.close(file)
+        pixels, done = _pixels_in(memory, count, spec), np.frombuffer(memory, np.int64, 1)
+        for i, start, stop in tasks:
+            signal.setitimer(signal.ITIMER_PROF, spec.limits.max_decode_s)  # SIGPROF ends us, in the midst of C
+            try:
+                pixels[i] = pixels_of(memory[start:stop], spec)
+            except RejectedRowError as reject:
+                connection.send_bytes(json.dumps([i, reject.reason.value, str(reject)]).encode())
+            done += 1
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        connection.send_bytes(b"null")
+
+
+def _confine(spec: PreprocessSpec) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        pages = int(open("/proc/self/statm", encoding="ascii").read().split()[0])  # noqa: SIM115, PTH123
+        used = pages * resource.getpagesize()
+        most = used + BYTES_PER_PIXEL * spec.limits.max_image_pixels + 2 * spec.limits.max_image_bytes + EXTRA_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+if __name__ == "__main__":
+    try:
+        _decode_for(Connection(int(sys.argv[1])))
+    except (EOFError, ConnectionError):  # nobody is left to decode for
+        sys.exit(0)

@@ -1,0 +1,157 @@
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from pipeline.embedding.fit import pixels_of
+from pipeline.embedding.sandbox import Sandbox
+from pipeline.model import OPENAI_MEAN, OPENAI_STD, Limits, PreprocessSpec
+from tests.conftest import encoded, saved
+
+SPEC = PreprocessSpec(64, 64, OPENAI_MEAN, OPENAI_STD)
+GOOD = [encoded(i) for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    made = Sandbox(SPEC)
+    yield made
+    made.close()
+
+
+def child(sandbox: Sandbox) -> psutil.Process:
+    return psutil.Process(sandbox._process.pid)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_pixels_are_those_of_the_same_call_in_this_process(sandbox: Sandbox, count: int):
+    pixels, outcomes = sandbox.pixels(GOOD[:count])
+    assert outcomes == [None] * count
+    expected = (
+        np.zeros((0, 3, 64, 64), np.uint8) if count == 0 else np.stack([pixels_of(g, SPEC) for g in GOOD[:count]])
+    )
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_each_image_has_its_own_outcome_in_its_own_place(sandbox: Sandbox):
+    pixels, outcomes = sandbox.pixels([b"text", GOOD[0], None, GOOD[1][:-40], b"", GOOD[2]])
+    reasons = [outcome.reason if outcome else None for outcome in outcomes]
+    assert reasons == ["not_an_image", None, "null", "truncated", "empty", None]
+    np.testing.assert_array_equal(pixels[[1, 5]], [pixels_of(GOOD[0], SPEC), pixels_of(GOOD[2], SPEC)])
+    assert not pixels[[0, 2, 3, 4]].any()
+
+
+def test_earlier_pixels_stay_as_they_are(sandbox: Sandbox):
+    first, _ = sandbox.pixels(GOOD[:1])
+    before = first.copy()
+    sandbox.pixels(GOOD[1:])
+    np.testing.assert_array_equal(first, before)
+
+
+def test_a_slow_image_is_ended_and_its_batch_is_not():
+    sandbox = Sandbox(PreprocessSpec(64, 64, OPENAI_MEAN, OPENAI_STD, limits=Limits(max_decode_s=0.2)))
+    slow = saved(Image.new("RGB", (9900, 9900), "red"), compress_level=1)
+    before = child(sandbox).pid
+    pixels, outcomes = sandbox.pixels([GOOD[0], slow, GOOD[1], slow, b"text"])
+    reasons = [outcome.reason if outcome else None for outcome in outcomes]
+    assert reasons == [None, "too_slow", None, "too_slow", "not_an_image"]
+    assert str(outcomes[1]) == "more than 0.2 s of processor time"
+    np.testing.assert_array_equal(pixels[[0, 2]], [pixels_of(GOOD[0], SPEC), pixels_of(GOOD[1], SPEC)])
+    assert child(sandbox).pid != before
+    sandbox.close()
+
+
+def kill_while_it_decodes(sandbox: Sandbox, times: int) -> list[int]:
+    """Kill whatever process the sandbox has as soon as it is seen to work, so often; gives the processes killed."""
+    killed: list[int] = []
+
+    def watch() -> None:
+        deadline = time.monotonic() + 60
+        while len(killed) < times and time.monotonic() < deadline:
+            process = child(sandbox)
+            try:
+                if process.pid not in killed and sandbox._is_ready and process.cpu_times().user > ready[0]:
+                    killed.append(process.pid)
+                    os.kill(process.pid, signal.SIGKILL)
+                elif not sandbox._is_ready:
+                    ready[0] = 0.0
+                elif ready[0] == 0.0:
+                    ready[0] = process.cpu_times().user + 0.05
+            except (psutil.NoSuchProcess, ProcessLookupError):
+                pass
+            time.sleep(0.005)
+
+    ready = [child(sandbox).cpu_times().user + 0.05]
+    threading.Thread(target=watch, daemon=True).start()
+    return killed
+
+
+BIG = saved(Image.new("RGB", (9000, 9000), "red"), compress_level=1)  # takes about a second
+
+
+def test_a_death_by_accident_costs_no_row():
+    sandbox = Sandbox(SPEC)
+    sandbox.pixels(GOOD)
+    killed = kill_while_it_decodes(sandbox, 1)
+    pixels, outcomes = sandbox.pixels([GOOD[0], BIG, GOOD[1]])
+    assert len(killed) == 1
+    assert outcomes == [None, None, None]
+    np.testing.assert_array_equal(pixels[[0, 2]], [pixels_of(GOOD[0], SPEC), pixels_of(GOOD[1], SPEC)])
+    assert (pixels[1, 0] == 255).all()
+    sandbox.close()
+
+
+def test_an_image_that_kills_twice_is_the_one_that_is_rejected():
+    sandbox = Sandbox(SPEC)
+    sandbox.pixels(GOOD)
+    killed = kill_while_it_decodes(sandbox, 2)
+    pixels, outcomes = sandbox.pixels([GOOD[0], BIG, GOOD[1]])
+    assert len(killed) == 2
+    assert [outcome.reason if outcome else None for outcome in outcomes] == [None, "decode_failed", None]
+    assert "died of it, twice" in str(outcomes[1])
+    np.testing.assert_array_equal(pixels[2], pixels_of(GOOD[1], SPEC))
+    sandbox.close()
+
+
+def test_the_process_has_no_credentials_and_no_core_dumps(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    sandbox = Sandbox(SPEC)
+    sandbox.pixels(GOOD[:1])
+    process = child(sandbox)
+    assert not [name for name in process.environ() if name.startswith("AWS")]
+    assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+    assert 0 < process.rlimit(psutil.RLIMIT_AS)[0] < 8 << 30
+    sandbox.close()
+
+
+def test_memory_beyond_the_bound_is_a_reject_and_not_the_machines():
+    sandbox = Sandbox(SPEC)
+    sandbox.pixels(GOOD[:1])
+    process = child(sandbox)
+    used = process.memory_info().vms
+    process.rlimit(psutil.RLIMIT_AS, (used + (100 << 20), used + (100 << 20)))
+    _, outcomes = sandbox.pixels([BIG, GOOD[0]])
+    assert [outcome.reason if outcome else None for outcome in outcomes] == ["decode_failed", None]
+    assert "MemoryError" in str(outcomes[0])
+    sandbox.close()
+
+
+def test_it_ends_with_the_one_it_works_for():
+    sandbox = Sandbox(SPEC)
+    sandbox.pixels(GOOD[:1])
+    process = child(sandbox)
+    sandbox._connection.close()
+    assert process.wait(10) in (0, None)
+
+
+def test_a_process_that_cannot_start_is_an_error_and_not_a_reject(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    sandbox = Sandbox(SPEC)
+    with pytest.raises(RuntimeError, match="ended with status 1 before it was ready"):
+        sandbox.pixels(GOOD[:1])
