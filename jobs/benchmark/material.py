@@ -80,26 +80,35 @@ def make_checkpoint(folder: Path, architecture: str) -> Path:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     wanted = open_clip.get_pretrained_cfg(architecture, tags[0]) if tags else {}
     model_cfg = open_clip.get_model_config(architecture)
-    _make_text_parts(folder, model_cfg["text_cfg"])
+    make_text_parts(folder, model_cfg["text_cfg"])
     preprocess_cfg = {key: wanted[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in wanted}
     config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
     (folder / model.CONFIG_FILE).write_text(json.dumps(config, indent=1))
     torch.manual_seed(0)
     built = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
-    state = {name: _stirred(name, value) for name, value in built.state_dict().items()}
+    _stir(built)
+    state = {name: value.clone() for name, value in built.state_dict().items()}  # what is shared is saved twice
     save_file(state, folder / model.WEIGHTS_FILE)
     return folder
 
 
-def _stirred(name: str, value: torch.Tensor) -> torch.Tensor:
-    if value.ndim > 1 or value.numel() == 1 or not value.is_floating_point():
-        return value.clone()
-    if name.endswith(("bias", "running_mean")):
-        return 0.1 * torch.randn_like(value)
-    return 0.5 + torch.rand_like(value)
+@torch.no_grad()
+def _stir(built: Any) -> None:  # OpenCLIP's models have no common type
+    """Draw scales and biases, then let batch norms see what they will see, as if they had been trained."""
+    for name, value in built.named_parameters():
+        if value.ndim == 1 and value.numel() > 1:
+            value.copy_(0.02 * torch.randn_like(value) if name.endswith("bias") else 0.5 + torch.rand_like(value))
+    norms = [part for part in built.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+    if norms:
+        for norm in norms:
+            norm.momentum = None  # the mean over all batches seen, which is one
+        size = built.visual.image_size
+        wide, high = (size, size) if isinstance(size, int) else (size[1], size[0])
+        seen = np.stack([np.asarray(image.resize((wide, high))).transpose(2, 0, 1) for image in photographs()])
+        built.train().encode_image(torch.from_numpy(seen).float() / 127.5 - 1)
 
 
-def _make_text_parts(folder: Path, text_cfg: dict[str, Any]) -> None:  # a config's values have every JSON type
+def make_text_parts(folder: Path, text_cfg: dict[str, Any]) -> None:  # a config's values have every JSON type
     """Put beside the weights what a text tower of transformers takes from the hub: its tokenizer and its config."""
     if text_cfg.get("hf_tokenizer_name"):
         from tokenizers import Tokenizer, models, pre_tokenizers, processors

@@ -91,7 +91,7 @@ def parity(config: ParityConfig) -> None:
     """
     out = Path(config.out)
     images = photographs()
-    rows = [_measure(out / f"random-{architecture}", architecture, images) for architecture in config.architectures]
+    rows = [measure(out / f"random-{architecture}", architecture, images) for architecture in config.architectures]
     (out / "parity.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print("| " + " | ".join(asdict(rows[0])) + " |\n|" + "---|" * len(asdict(rows[0])))
     for row in rows:
@@ -105,7 +105,8 @@ def parity(config: ParityConfig) -> None:
         raise IncompleteError(f"below {FP32_BAR} in float32 or {BF16_BAR} in bfloat16: {', '.join(missed)}")
 
 
-def _measure(folder: Path, architecture: str, images: list[Image.Image]) -> Parity:
+def measure(folder: Path, architecture: str, images: list[Image.Image]) -> Parity:
+    """Compare a checkpoint of random weights, made in the folder unless it is there, with OpenCLIP's model of it."""
     checkpoint = model.resolve(str(make_checkpoint(folder, architecture)))
     reference = Reference(folder)
     expected = {

@@ -138,10 +138,13 @@ def _read_local(path: str, roots: tuple[str, ...], max_bytes: int) -> bytes:
             )
         # no waiting for a pipe to be written to, no link that was put in the way meanwhile
         descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor has no path
+        try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise RejectedRowError(Reason.FETCH_DENIED, f"{path}: not a file of bytes")
-            return _short_enough(path, file.read(max_bytes + 1), max_bytes)
+            with open(descriptor, "rb", closefd=False) as file:
+                return _short_enough(path, file.read(max_bytes + 1), max_bytes)
+        finally:
+            os.close(descriptor)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RejectedRowError(Reason.FETCH_NOT_FOUND, f"{path}: no such file") from error
     except PermissionError as error:

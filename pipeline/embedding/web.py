@@ -31,6 +31,13 @@ PASSING = (408, 425, 429, 500, 502, 503, 504)
 NOT_FOUND, DENIED = (404, 410), (401, 402, 403, 407, 451)
 LOOKUP_THREADS = 8
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
+GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291: all that has been given out
+# In IANA's registries of special addresses, but not in every Python's: protocol assignments with Teredo, 6to4 and its
+# relays, documentation.
+SPECIAL = (
+    *(IPv4Network(block) for block in ("192.0.0.0/24", "192.88.99.0/24")),
+    *(IPv6Network(block) for block in ("2001::/23", "2002::/16", "3fff::/20")),
+)
 
 Address = IPv4Address | IPv6Address
 Resolve = Callable[[str, int], list[str]]
@@ -178,9 +185,9 @@ def is_public(address: Address) -> bool:
             return is_public(address.ipv4_mapped)
         if address in NAT64:
             return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
-        if address.sixtofour is not None or address.teredo is not None or address.is_site_local:
+        if address not in GLOBAL_UNICAST:
             return False
-    return address.is_global and not (address.is_multicast or address.is_reserved)
+    return address.is_global and not address.is_multicast and not any(address in block for block in SPECIAL)
 
 
 def _check_status(url: str, status: int, fields: dict[bytes, str]) -> None:

@@ -1,4 +1,6 @@
+import contextlib
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from jobs.benchmark import parity
+from jobs.benchmark.material import make_text_parts, photographs
 from pipeline import model, schema
 from pipeline.embedding.encode import Encode, EncodeSpec
 from pipeline.embedding.preprocess import pixel_array
@@ -19,7 +23,7 @@ from tests.conftest import DEMO_MODEL
 
 def spec(folder: Path = DEMO_MODEL, **fields: object) -> EncodeSpec:
     checkpoint = model.resolve(str(folder))
-    pixels = checkpoint.preprocess_spec("pad", "exact", 1 << 20, 1 << 20)
+    pixels = checkpoint.preprocess_spec("pad")
     space = checkpoint.space(pixels, fields.get("dimensions"))
     return EncodeSpec(checkpoint.name, space, pixels, **{"precision": "fp32", **fields})
 
@@ -133,6 +137,119 @@ def test_a_model_of_another_space_is_refused(tmp_path: Path):
     (folder / model.CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(InputError, match=f"wanted {planned.space}"):
         Encode(replace(planned, model=str(folder)))
+
+
+def test_the_file_that_was_digested_is_the_one_that_is_loaded(encoder: Encode, tmp_path: Path):
+    """OpenCLIP, left to choose, would take the pickle of that name before model.safetensors."""
+    folder = Path(shutil.copytree(DEMO_MODEL, tmp_path / "model"))
+    (folder / model.WEIGHTS_FILE).rename(folder / "model.safetensors")
+    (folder / "open_clip_pytorch_model.bin").write_bytes(b"not even a pickle")
+    pixels = some_pixels(3)
+    np.testing.assert_array_equal(Encode(spec(folder)).encode_images(pixels), encoder.encode_images(pixels))
+
+
+def test_a_pickle_is_loaded_where_it_is_allowed_and_runs_no_code(encoder: Encode, tmp_path: Path):
+    folder = Path(shutil.copytree(DEMO_MODEL, tmp_path / "model"))
+    torch.save(load_file(folder / model.WEIGHTS_FILE), folder / "open_clip_pytorch_model.bin")
+    (folder / model.WEIGHTS_FILE).unlink()
+    checkpoint = model.resolve(str(folder), allow_pickle_weights=True)
+    planned = checkpoint.preprocess_spec("pad")
+    wanted = EncodeSpec(str(folder), checkpoint.space(planned, None), planned, "fp32", allow_pickle_weights=True)
+    pixels = some_pixels(3)
+    np.testing.assert_array_equal(Encode(wanted).encode_images(pixels), encoder.encode_images(pixels))
+    with pytest.raises(InputError, match="are a pickle"):
+        Encode(replace(wanted, allow_pickle_weights=False))
+    flag = tmp_path / "flag"
+    with (folder / "open_clip_pytorch_model.bin").open("wb") as file:
+        pickle.dump(Trap(str(flag)), file)
+    changed = model.resolve(str(folder), allow_pickle_weights=True)
+    with pytest.raises(pickle.UnpicklingError):
+        Encode(replace(wanted, space=changed.space(planned, None)))
+    assert not flag.exists()
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (Path(self.path),)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["ViT-B-32-quickgelu", "RN50", "coca_ViT-B-32", "ViT-B-32-SigLIP2-256", "MobileCLIP2-S0", "ViTamin-S"],
+)
+def test_every_family_is_built_by_its_own_config(architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Small versions of real configs against OpenCLIP's own model, transform and tokenizer; `jobs.benchmark parity`
+    measures the real ones."""
+    config = open_clip.get_model_config(architecture)
+    shrink(config)
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: config)
+    made = parity.measure(tmp_path / architecture, architecture, photographs()[:3])
+    assert min(made.pad, made.model, made.text) >= parity.FP32_BAR
+    assert min(made.pad_bf16, made.model_bf16, made.text_bf16) >= parity.BF16_BAR
+    assert made.other_photographs < 0.9995  # so that a mix-up would show
+
+
+def shrink(config: dict) -> None:
+    """Make towers of two layers and tables of few words, where the config leaves it open."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if isinstance(vision.get("layers"), int):
+        vision["layers"] = 2
+    text.update(layers=2, vocab_size=min(text.get("vocab_size", 49408), 49408))
+    if "multimodal_cfg" in config:
+        config["multimodal_cfg"]["layers"] = 2
+
+
+def test_a_text_tower_without_its_tokenizer_still_encodes_images_and_says_what_is_missing(tmp_path: Path):
+    folder = Path(shutil.copytree(DEMO_MODEL, tmp_path / "model"))
+    config = json.loads((folder / model.CONFIG_FILE).read_text())
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "someone/tokenizer"
+    (folder / model.CONFIG_FILE).write_text(json.dumps(config))
+    encoder = Encode(spec(folder))
+    assert np.isfinite(encoder.encode_images(some_pixels(1))).all()
+    with pytest.raises(
+        InputError, match=r"has no tokenizer\.json or the like; .* wants that of someone/"
+    ):
+        encoder.encode_texts(["a red star"])
+
+
+def test_code_of_a_checkpoint_is_never_run(tmp_path: Path):
+    folder = tokenized(tmp_path / "model")
+    (folder / "trap.py").write_text(f"open({str(tmp_path / 'flag')!r}, 'w')\n")
+    about = json.loads((folder / "tokenizer_config.json").read_text())
+    about.update(tokenizer_class="Trap", auto_map={"AutoTokenizer": ["trap.Trap", "trap.Trap"]})
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    config = json.loads((folder / model.CONFIG_FILE).read_text())
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    (folder / model.CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(InputError, match="wants trust_remote_code; code of a checkpoint is never run"):
+        spec(folder)
+    del config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]
+    (folder / model.CONFIG_FILE).write_text(json.dumps(config))
+    with contextlib.suppress(ValueError):  # or it is read without the code
+        Encode(spec(folder)).encode_texts(["a red star"])
+    assert not (tmp_path / "flag").exists()
+
+
+def tokenized(folder: Path) -> Path:
+    """The demo's model with a tokenizer of transformers."""
+    shutil.copytree(DEMO_MODEL, folder)
+    config = json.loads((folder / model.CONFIG_FILE).read_text())
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "someone/tokenizer"
+    (folder / model.CONFIG_FILE).write_text(json.dumps(config))
+    make_text_parts(folder, config["model_cfg"]["text_cfg"])
+    return folder
+
+
+def test_vectors_say_what_they_were_computed_with(encoder: Encode):
+    rows = encoder(batch(some_pixels(2), [None, None]))
+    [description] = set(rows[schema.ENCODER].to_pylist())
+    assert description.startswith("cpu fp32 torch 2.")
+    assert f"open_clip_torch {open_clip.__version__}" in description
 
 
 def test_a_model_that_is_not_square_is_encoded(tmp_path: Path):

@@ -1,12 +1,18 @@
+import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pytest
 
 from pipeline import schema
-from pipeline.embedding.fetch import Fetch, FetchSpec
+from pipeline.config import FetchConfig
+from pipeline.embedding import fetch as fetch_module
+from pipeline.embedding.fetch import Fetch, fetch_spec
 
-SPEC = FetchSpec(("file", "s3"), threads=4, max_image_bytes=100)
+SPEC = fetch_spec(FetchConfig(schemes=("file", "s3"), threads=4), max_bytes=100)
 
 
 def batch(images: list[bytes | None], references: list[str | None], shard: str = "/a.parquet") -> pa.Table:
@@ -14,7 +20,7 @@ def batch(images: list[bytes | None], references: list[str | None], shard: str =
     return pa.table(
         {
             schema.SHARD: [shard] * len(images),
-            schema.ROW: list(range(len(images))),
+            schema.ROW: pa.array(range(len(images)), pa.int64()),
             schema.IMAGE: pa.array(images, pa.large_binary()),
             schema.REFERENCE: pa.array(references, pa.string()),
             schema.REASON: nothing,
@@ -23,48 +29,148 @@ def batch(images: list[bytes | None], references: list[str | None], shard: str =
     )
 
 
-def test_each_reference_becomes_its_bytes_or_a_reason_of_its_own(tmp_path: Path, s3: str):
-    import fsspec
+def fetched(references: list[str | None], folder: Path, **fields: object) -> pa.Table:
+    rows = batch([None] * len(references), references, f"{folder}/a.parquet")
+    return pa.concat_tables(Fetch(replace(SPEC, **fields))(rows))
 
+
+def test_each_reference_becomes_its_bytes_or_a_reason_of_its_own(tmp_path: Path, s3: str):
     (tmp_path / "good").write_bytes(b"bytes")
+    (tmp_path / "spaced out").write_bytes(b"more")
     (tmp_path / "long").write_bytes(b"x" * 101)
+    (tmp_path / "empty").write_bytes(b"")
     with fsspec.open(f"{s3}/fetch/far", "wb") as file:
         file.write(b"from s3")
-    references = [
-        str(tmp_path / "good"),
-        f"{s3}/fetch/far",
-        str(tmp_path / "missing"),
-        str(tmp_path / "long"),
-        str(tmp_path),
-        "http://127.0.0.1/x",
-        "nosuch://x/y",
-        None,
+    with fsspec.open(f"{s3}/fetch/nothing", "wb") as file:
+        file.write(b"")
+    wanted = {
+        str(tmp_path / "good"): b"bytes",
+        f"file://{tmp_path}/good": b"bytes",
+        f"file://{tmp_path}/spaced%20out": b"more",
+        str(tmp_path / "empty"): b"",
+        f"{s3}/fetch/far": b"from s3",
+        f"{s3}/fetch/nothing": b"",
+        f"{s3}/fetch/missing": "fetch_not_found",
+        str(tmp_path / "missing"): "fetch_not_found",
+        str(tmp_path / "good" / "below"): "fetch_not_found",
+        str(tmp_path / "long"): "fetch_too_large",
+        str(tmp_path): "fetch_denied",
+        "/" + "x" * 5000: "fetch_failed",
+        str(tmp_path / "nul\0"): "fetch_failed",
+        "": "fetch_denied",
+        "http://127.0.0.1/x": "fetch_denied",
+        "nosuch://x/y": "fetch_denied",
+    }
+    rows = fetched([*wanted, None], tmp_path)
+    found = [
+        reason or image
+        for reason, image in zip(rows[schema.REASON].to_pylist(), rows[schema.IMAGE].to_pylist(), strict=True)
     ]
-    rows = Fetch(SPEC)(batch([None] * 8, references))
-    assert rows[schema.IMAGE].to_pylist() == [b"bytes", b"from s3", None, None, None, None, None, None]
-    assert rows[schema.REASON].to_pylist() == [
-        None,
-        None,
-        "fetch_not_found",
-        "too_many_bytes",
-        "fetch_failed",
-        "fetch_denied",
-        "fetch_denied",
-        None,  # no reference at all: preprocessing says that the image is null
-    ]
-    assert "scheme 'http' is not among file, s3" in rows[schema.ERROR][5].as_py()
+    assert dict(zip(wanted, found, strict=False)) == wanted
+    assert found[-1] is None  # no reference at all: preprocessing says that the image is null
+    assert "scheme 'http' is not among file, s3" in rows[schema.ERROR][list(wanted).index("http://127.0.0.1/x")].as_py()
     assert schema.REFERENCE not in rows.column_names
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_rows_that_have_their_bytes_are_left_alone(count: int):
-    rows = Fetch(SPEC)(batch([b"x"] * count, [None] * count))
+    rows = pa.concat_tables(Fetch(SPEC)(batch([b"x"] * count, [None] * count)))
     assert rows[schema.IMAGE].to_pylist() == [b"x"] * count
+    assert schema.REFERENCE not in rows.column_names
 
 
-def test_a_shard_far_away_cannot_name_files_of_this_machine(tmp_path: Path):
+def test_rows_that_go_no_further_are_not_fetched(tmp_path: Path):
+    (tmp_path / "good").write_bytes(b"bytes")
+    rows = batch([None], [str(tmp_path / "good")], f"{tmp_path}/a.parquet")
+    rows = schema.replace_columns(rows, [], schema.outcome_columns(["duplicate_key"], ["said"]))
+    rows = pa.concat_tables(Fetch(SPEC)(rows))
+    assert rows[schema.IMAGE].to_pylist() == [None]
+    assert rows[schema.REASON].to_pylist() == ["duplicate_key"]
+
+
+def test_order_is_kept_and_batches_are_of_bounded_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fetch_module, "BATCH_BYTES", 250)
+    for i in range(20):
+        (tmp_path / f"{i}").write_bytes(bytes([i]) * 100)
+    rows = batch([None] * 20, [str(tmp_path / f"{i}") for i in range(20)], f"{tmp_path}/a.parquet")
+    pieces = list(Fetch(SPEC)(rows))
+    assert [piece.num_rows for piece in pieces] == [3] * 6 + [2]
+    whole = pa.concat_tables(pieces)
+    assert whole[schema.ROW].to_pylist() == list(range(20))
+    assert whole[schema.IMAGE].to_pylist() == [bytes([i]) * 100 for i in range(20)]
+
+
+def escapes(tmp_path: Path) -> dict[str, Callable[[], str]]:
+    """Ways out of the shard's folder, tmp_path/in, to tmp_path/secret."""
+
+    def link() -> str:
+        (tmp_path / "in" / "link").symlink_to(tmp_path / "secret")
+        return str(tmp_path / "in" / "link")
+
+    def link_to_folder() -> str:
+        (tmp_path / "in" / "folder").symlink_to(tmp_path)
+        return str(tmp_path / "in" / "folder" / "secret")
+
+    return {
+        "absolute": lambda: str(tmp_path / "secret"),
+        "dots": lambda: f"{tmp_path}/in/../secret",
+        "file url": lambda: f"file://{tmp_path}/secret",
+        "file url with dots": lambda: f"file://{tmp_path}/in/%2e%2e/secret",
+        "link": link,
+        "link to a folder": link_to_folder,
+        "neighbour with the same beginning": lambda: f"{tmp_path}/inside",
+        "process": lambda: "/proc/self/environ",
+        "chain": lambda: f"s3://bucket/x::file://{tmp_path}/secret",
+        "simplecache": lambda: f"simplecache::file://{tmp_path}/secret",
+        "local": lambda: f"local://{tmp_path}/secret",
+        "home": lambda: "~/.bashrc",
+    }
+
+
+@pytest.mark.parametrize("way", list(escapes(Path())))
+def test_no_way_leads_out_of_the_declared_roots(tmp_path: Path, way: str):
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "inside").write_bytes(b"secret")
+    (tmp_path / "in").mkdir()
+    reference = escapes(tmp_path)[way]()
+    rows = fetched([reference], tmp_path / "in")
+    assert rows[schema.IMAGE].to_pylist() == [None]
+    assert rows[schema.REASON][0].as_py() in ("fetch_denied", "fetch_not_found")
+    assert way == "home" or rows[schema.REASON][0].as_py() == "fetch_denied"
+
+
+def test_a_root_that_is_declared_is_read_and_named_where_one_is_missing(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "good").write_bytes(b"bytes")
+    reference = str(tmp_path / "elsewhere" / "good")
+    refused = fetched([reference], tmp_path / "in")
+    assert "fetch.roots declares further folders" in refused[schema.ERROR][0].as_py()
+    for root in (str(tmp_path / "elsewhere"), f"file://{tmp_path}/elsewhere", str(tmp_path)):
+        assert fetched([reference], tmp_path / "in", roots=(root,))[schema.IMAGE].to_pylist() == [b"bytes"]
+
+
+def test_what_is_no_file_of_bytes_is_refused_at_once(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")  # opening it to read would wait for a writer
+    rows = fetched([str(tmp_path / "pipe"), "/dev/zero"], tmp_path, roots=("/dev",))
+    assert rows[schema.REASON].to_pylist() == ["fetch_denied"] * 2
+    assert all("not a file of bytes" in error for error in rows[schema.ERROR].to_pylist())
+
+
+def test_urls_keep_to_the_prefixes_that_are_declared_for_their_scheme(tmp_path: Path, s3: str):
+    for name in ("allowed/one", "allowedbutnot/two"):
+        with fsspec.open(f"{s3}/{name}", "wb") as file:
+            file.write(b"bytes")
+    references = [f"{s3}/allowed/one", f"{s3}/allowedbutnot/two", f"{s3}/allowed/../allowedbutnot/two"]
+    rows = fetched(references, tmp_path, roots=(f"{s3}/allowed",))
+    assert rows[schema.REASON].to_pylist() == [None, "fetch_denied", "fetch_denied"]
+
+
+def test_a_shard_far_away_cannot_name_files_of_this_machine_unless_they_are_declared(tmp_path: Path):
     (tmp_path / "private").write_bytes(b"secret")
     for url in (str(tmp_path / "private"), f"file://{tmp_path}/private"):
-        rows = Fetch(SPEC)(batch([None], [url], shard="s3://images/a.parquet"))
-        assert rows[schema.REASON].to_pylist() == ["fetch_denied"]
-        assert rows[schema.IMAGE].to_pylist() == [None]
+        rows = batch([None], [url], shard="s3://images/a.parquet")
+        refused = pa.concat_tables(Fetch(SPEC)(rows))
+        assert refused[schema.REASON].to_pylist() == ["fetch_denied"]
+        assert refused[schema.IMAGE].to_pylist() == [None]
+        allowed = pa.concat_tables(Fetch(replace(SPEC, roots=(str(tmp_path),)))(rows))
+        assert allowed[schema.IMAGE].to_pylist() == [b"secret"]

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import SourceConfig
-from pipeline.embedding.plan import Shard, check_keys, cut, survey
+from pipeline.embedding.plan import Shard, cut, survey
 from pipeline.errors import InputError
 from tests.conftest import write_shard
 
@@ -123,34 +123,6 @@ def test_names_of_ours_cannot_be_kept(tmp_path: Path):
     pq.write_table(pa.table({"image": [b""], "vector": [1]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="the name 'vector' is ours"):
         survey(SourceConfig(name="s", path=str(tmp_path), keep_columns=("vector",)))
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        pa.array(["a", "b", "c"]),
-        pa.array([1, 2, 3], pa.uint64()),
-        pa.array([1.5, 2.5, -0.0]),
-        pa.array([b"a", b"b", b"c"]),
-        pa.array(["a", "b", "c"]).dictionary_encode(),
-        pa.array([1, 2, 3], pa.timestamp("us")),
-        pa.array(["a", "b", "c"], pa.string_view()),
-    ],
-    ids=lambda keys: str(keys.type),
-)
-def test_keys_of_any_scalar_type_are_taken_and_duplicates_among_them_found(tmp_path: Path, keys: pa.Array):
-    pq.write_table(pa.table({"image": [b""] * 3, "key": keys}), tmp_path / "0.parquet")
-    found = survey(source(str(tmp_path)))
-    check_keys(source(str(tmp_path)), found.shards)
-    pq.write_table(pa.table({"image": [b""], "key": keys.slice(2)}), tmp_path / "1.parquet")
-    with pytest.raises(InputError, match=r"row 2 of .*0\.parquet and again at row 0 of .*1\.parquet"):
-        check_keys(source(str(tmp_path)), survey(source(str(tmp_path))).shards)
-
-
-def test_null_keys_are_refused(tmp_path: Path):
-    pq.write_table(pa.table({"image": [b""] * 3, "key": ["a", None, None]}), tmp_path / "0.parquet")
-    with pytest.raises(InputError, match=r"2 nulls in .*0\.parquet, the first at row 1"):
-        check_keys(source(str(tmp_path)), survey(source(str(tmp_path))).shards)
 
 
 def test_keys_without_a_text_form_are_refused(tmp_path: Path):
