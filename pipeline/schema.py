@@ -139,9 +139,10 @@ PART_SCHEMA = pa.schema(
 
 def replace_columns(batch: pa.Table, drop: list[str], new: dict[str, pa.Array]) -> pa.Table:
     """Drop columns and append others; a new one takes the place of an old one of the same name."""
-    batch = batch.drop_columns([name for name in batch.column_names if name in drop or name in new])
+    batch = batch.drop_columns(drop)
     for name, column in new.items():
-        batch = batch.append_column(name, column)
+        place = batch.schema.get_field_index(name)
+        batch = batch.append_column(name, column) if place < 0 else batch.set_column(place, name, column)
     return batch
 
 

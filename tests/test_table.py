@@ -23,6 +23,7 @@ RECORD = TableRecord(
     model_id="m@1",
     model_sha256={"w": "0"},
     preprocess=PreprocessSpec(64, 64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    precision="bf16",
     d=8,
 )
 

@@ -94,10 +94,14 @@ def make_checkpoint(folder: Path, architecture: str) -> Path:
 
 @torch.no_grad()
 def _stir(built: Any) -> None:  # OpenCLIP's models have no common type
-    """Draw scales and biases, then let batch norms see what they will see, as if they had been trained."""
+    """Stir biases and scales about what they start as, then let batch norms see what they will see."""
     for name, value in built.named_parameters():
-        if value.ndim == 1 and value.numel() > 1:
-            value.copy_(0.02 * torch.randn_like(value) if name.endswith("bias") else 0.5 + torch.rand_like(value))
+        if value.ndim != 1 or value.numel() == 1:
+            continue
+        if name.endswith("bias"):
+            value.copy_(0.02 * torch.randn_like(value))
+        else:  # many start at zero, so that a fresh block passes on what it gets: then a tenth at most
+            value.copy_(value * (0.5 + torch.rand_like(value)) + 0.1 * torch.rand_like(value))
     norms = [part for part in built.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
     if norms:
         for norm in norms:

@@ -5,6 +5,7 @@ process has no credentials in its environment, no core dumps, a bound on its mem
 time, so that a busy machine rejects the same images as an idle one. What it says is parsed as JSON, never unpickled.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -84,7 +85,8 @@ class Sandbox:
             pass_fds=[theirs.fileno()],
         )
         theirs.close()
-        self._connection.send(self.spec)
+        with contextlib.suppress(BrokenPipeError):  # dead already: the first call will say so
+            self._connection.send(self.spec)
         self._is_ready = False
 
     def _refusal(self, image: Encoded | None) -> RejectedRowError | None:

@@ -34,7 +34,7 @@ NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
 GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291: all that has been given out
 # In IANA's registries of special addresses, but not in every Python's: protocol assignments with Teredo, 6to4 and its
 # relays, documentation.
-SPECIAL = (
+SPECIAL: tuple[IPv4Network | IPv6Network, ...] = (
     *(IPv4Network(block) for block in ("192.0.0.0/24", "192.88.99.0/24")),
     *(IPv6Network(block) for block in ("2001::/23", "2002::/16", "3fff::/20")),
 )

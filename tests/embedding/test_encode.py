@@ -189,9 +189,9 @@ def test_every_family_is_built_by_its_own_config(architecture: str, tmp_path: Pa
     shrink(config)
     monkeypatch.setattr(open_clip, "get_model_config", lambda name: config)
     made = parity.measure(tmp_path / architecture, architecture, photographs()[:3])
-    assert min(made.pad, made.model, made.text) >= parity.FP32_BAR
+    assert min(made.pad, made.model, made.text, made.centred) >= parity.FP32_BAR
     assert min(made.pad_bf16, made.model_bf16, made.text_bf16) >= parity.BF16_BAR
-    assert made.other_photographs < 0.9995  # so that a mix-up would show
+    assert made.other_photographs < 0.99  # so that a mix-up would show
 
 
 def shrink(config: dict) -> None:
@@ -211,9 +211,7 @@ def test_a_text_tower_without_its_tokenizer_still_encodes_images_and_says_what_i
     (folder / model.CONFIG_FILE).write_text(json.dumps(config))
     encoder = Encode(spec(folder))
     assert np.isfinite(encoder.encode_images(some_pixels(1))).all()
-    with pytest.raises(
-        InputError, match=r"has no tokenizer\.json or the like; .* wants that of someone/"
-    ):
+    with pytest.raises(InputError, match=r"has no tokenizer\.json or the like; .* wants that of someone/"):
         encoder.encode_texts(["a red star"])
 
 

@@ -42,6 +42,7 @@ def part(unit: Unit, first: int, rows: int, rejected: int = 0) -> dict:
         "embedded": embedded,
         "rejected": rejected,
         "reasons": [{"reason": "null", "rows": rejected}] if rejected else [],
+        "encoders": [f"device {first % 2}"] if embedded else [],
         "data": [{"path": f"data/{name}", "rows": embedded, "bytes": 1, "sha256": "0"}] if embedded else [],
         "rejects": [{"path": f"rejects/{name}", "rows": rejected, "bytes": 1, "sha256": "0"}] if rejected else [],
     }
@@ -57,6 +58,7 @@ def test_a_unit_is_committed_when_its_rows_are_all_there_in_whatever_order(store
     receipt = read_receipts(store, "t")["a-0"]
     assert (receipt.rows_in, receipt.embedded, receipt.rejected, receipt.reasons) == (10, 8, 2, {"null": 2})
     assert [file.path for file in receipt.data] == ["data/a-0-100", "data/a-0-103"]
+    assert receipt.encoders == ("device 0", "device 1")
     assert books.pending == [OTHER]
 
 

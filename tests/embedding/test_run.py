@@ -1,19 +1,27 @@
+import http.server
+import io
+import json
+import shutil
+import threading
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline import schema
-from pipeline.config import EmbedConfig, EncodeConfig, PreprocessConfig, SourceConfig
+from pipeline.config import EmbedConfig, EncodeConfig, FetchConfig, PreprocessConfig, SourceConfig
 from pipeline.embedding.run import embed
 from pipeline.errors import IncompleteError, InputError
+from pipeline.model import CONFIG_FILE, WEIGHTS_FILE, resolve
 from pipeline.store import Store
 from pipeline.table import read_receipts, read_record, table_folder
-from tests.conftest import DEMO_MODEL, encoded, write_shard
+from tests.conftest import DEMO_MODEL, encoded, saved, write_shard
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -65,15 +73,12 @@ def test_every_row_is_embedded_or_rejected_and_any_reader_sees_exactly_those(cor
 def test_each_vector_is_that_of_its_own_image(corpus: Path, tmp_path: Path):
     import open_clip
     import torch
-    from PIL import Image
 
     embed(config(corpus, tmp_path / "store"))
     model = open_clip.create_model(f"local-dir:{DEMO_MODEL}").eval()
     images = dict(zip(*(pq.read_table(corpus)[name].to_pylist() for name in ("key", "image")), strict=True))
     data = rows_of(tmp_path / "store")
     for row in data.slice(0, 115).to_pylist()[::6]:
-        import io
-
         picture = Image.open(io.BytesIO(images[row["_row_id"]])).convert("RGB")
         square = Image.new("RGB", (80, 80), "white")
         square.paste(picture, (0, 10))
@@ -186,6 +191,10 @@ def test_more_rejects_than_allowed_fail_the_run_and_keep_what_was_embedded(corpu
     [
         ({"encode": EncodeConfig(precision="fp32", dimensions=32)}, "has space"),
         ({"preprocess": PreprocessConfig(decode="scaled")}, "has space"),
+        (
+            {"preprocess": PreprocessConfig(fit="model")},
+            r"has space \w+ \(.* pad to .*\), wanted \w+ \(.* shortest to",
+        ),
         ({"unit_rows": 21}, "has unit_rows 20, wanted 21"),
         ({"source": {"name": "other"}}, "has source 's', wanted 'other'"),
         ({"source": {"keep_columns": ("label",)}}, "has kept"),
@@ -196,6 +205,128 @@ def test_a_table_never_mixes(corpus: Path, tmp_path: Path, changes: dict, said: 
     embed(config(corpus, tmp_path / "store"))
     with pytest.raises(InputError, match=said):
         embed(config(corpus, tmp_path / "store", **changes))
+
+
+def test_other_weights_mean_or_revision_are_another_space_and_an_append_is_refused(corpus: Path, tmp_path: Path):
+    embed(config(corpus, tmp_path / "store"))
+    space = read_record(Store(str(tmp_path / "store")), "t").space
+    for change in ("weights", "mean"):
+        folder = Path(shutil.copytree(DEMO_MODEL, tmp_path / change))
+        if change == "weights":
+            with (folder / WEIGHTS_FILE).open("r+b") as file:
+                file.seek(-1, 2)
+                file.write(b"\x01")
+        else:
+            about = json.loads((folder / CONFIG_FILE).read_text())
+            about["preprocess_cfg"]["mean"][0] += 0.01
+            (folder / CONFIG_FILE).write_text(json.dumps(about))
+        other = resolve(str(folder))
+        wanted = other.space(other.preprocess_spec("pad"), None)
+        with pytest.raises(InputError, match=f"table t: has space {space} .*, wanted {wanted} "):
+            embed(config(corpus, tmp_path / "store", model=str(folder)))
+    assert embed(config(corpus, tmp_path / "store")).rows_now == 0
+
+
+def test_what_rows_were_computed_with_stands_in_the_record_and_the_receipts(corpus: Path, tmp_path: Path):
+    report = embed(config(corpus, tmp_path / "store"))
+    store = Store(str(tmp_path / "store"))
+    record = read_record(store, "t")
+    assert record.model_sha256 == resolve(str(DEMO_MODEL)).sha256
+    assert record.model_sha256.keys() == {CONFIG_FILE, WEIGHTS_FILE}
+    assert record.precision == "fp32"
+    receipts = read_receipts(store, table_folder("t")).values()
+    assert {encoder for receipt in receipts for encoder in receipt.encoders} == set(report.encoders)
+    assert report.encoders[0].startswith("cpu fp32 torch ")
+    assert store.read_json(f"{table_folder('t')}/table.json")["versions"]["torch"] in report.encoders[0]
+
+
+def test_the_first_of_equal_keys_is_embedded_and_the_others_are_rejects(corpus: Path, tmp_path: Path):
+    first = {"source": {"duplicate_keys": "first"}, "max_reject_fraction": 0.05}
+    write_shard(corpus / "shard-3.parquet", 0, [encoded(i) for i in range(50)])
+    report = embed(config(corpus, tmp_path / "store", **first))
+    assert (report.rows_in, report.embedded) == (170, 115)
+    assert report.reasons == {**REASONS, "duplicate_key": 50}
+    data, rejects = rows_of(tmp_path / "store"), rows_of(tmp_path / "store", "rejects")
+    assert len(set(data["_row_id"].to_pylist())) == 115
+    assert set(rejects.filter(pc.equal(rejects["reason"], "duplicate_key"))["shard"].to_pylist()) == {
+        f"{corpus}/shard-3.parquet"
+    }
+    # A shard that sorts before all others comes last all the same: the rows that are embedded stay.
+    write_shard(corpus / "a-shard.parquet", 30, [encoded(i) for i in range(100, 200)])
+    report = embed(config(corpus, tmp_path / "store", **first))
+    assert (report.rows_now, report.embedded, report.reasons["duplicate_key"]) == (100, 115 + 10, 50 + 90)
+    keys = rows_of(tmp_path / "store")["_row_id"].to_pylist()
+    assert len(keys) == len(set(keys)) == 125
+
+
+def test_a_row_whose_elder_was_never_committed_is_not_lost(corpus: Path, tmp_path: Path):
+    """A run dies after it rejected a duplicate and before it embedded the row that this one gave way to."""
+    first = {"source": {"duplicate_keys": "first"}}
+    write_shard(corpus / "shard-3.parquet", 0, [encoded(i) for i in range(20)])
+    embed(config(corpus, tmp_path / "store", **first))
+    store = Store(str(tmp_path / "store"))
+    receipts = read_receipts(store, table_folder("t")).values()
+    elder = next(one for one in receipts if (one.shard, one.first_row) == (f"{corpus}/shard-0.parquet", 0))
+    store.remove(f"{table_folder('t')}/receipts/{elder.unit}.json")
+    report = embed(config(corpus, tmp_path / "store", **first))
+    assert (report.rows_now, report.embedded, report.reasons["duplicate_key"]) == (20, 115, 20)
+    keys = rows_of(tmp_path / "store")["_row_id"].to_pylist()
+    assert len(keys) == len(set(keys)) == 115
+
+
+def test_images_are_fetched_by_http_where_it_is_allowed(tmp_path: Path):
+    pictures = {f"/{i}.jpg": encoded(i) for i in range(5)}
+
+    class Pictures(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = pictures.get(self.path, b"")
+            self.send_response(200 if body else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    (tmp_path / "corpus").mkdir()
+    paths = [f"{address}{name}" for name in pictures] + [f"{address}/no.jpg", "http://169.254.169.254/latest"]
+    pq.write_table(pa.table({"image": paths}), tmp_path / "corpus" / "a.parquet")
+    fields = {"source": {"key_column": None}, "max_reject_fraction": 1.0}
+    closed = embed(config(tmp_path / "corpus", tmp_path / "closed", **fields))
+    assert closed.reasons == {"fetch_denied": 7}
+    public = FetchConfig(schemes=("http",))
+    assert embed(config(tmp_path / "corpus", tmp_path / "public", fetch=public, **fields)).reasons == {
+        "blocked_address": 7
+    }
+    inside = FetchConfig(schemes=("http",), networks=("127.0.0.0/8",))
+    report = embed(config(tmp_path / "corpus", tmp_path / "inside", fetch=inside, **fields))
+    assert (report.embedded, report.reasons) == (5, {"blocked_address": 1, "fetch_not_found": 1})
+    server.shutdown()
+
+
+def test_a_slow_image_is_one_reject_of_the_run(corpus: Path, tmp_path: Path):
+    slow = saved(Image.new("RGB", (9900, 9900), "red"), compress_level=1)
+    write_shard(corpus / "shard-3.parquet", 500, [slow, encoded(1)])
+    report = embed(config(corpus, tmp_path / "store", preprocess=PreprocessConfig(max_decode_s=0.3)))
+    assert (report.rows_in, report.embedded) == (122, 116)
+    assert report.reasons == {**REASONS, "too_slow": 1}
+
+
+def test_the_models_own_fit_is_the_one_that_is_embedded(corpus: Path, tmp_path: Path):
+    import open_clip
+    import torch
+
+    embed(config(corpus, tmp_path / "store", preprocess=PreprocessConfig(fit="model")))
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{DEMO_MODEL}")
+    images = dict(zip(*(pq.read_table(corpus)[name].to_pylist() for name in ("key", "image")), strict=True))
+    for row in rows_of(tmp_path / "store").to_pylist()[::10]:
+        pixels = transform(Image.open(io.BytesIO(images[row["_row_id"]])).convert("RGB"))
+        with torch.inference_mode():
+            expected = model.eval().encode_image(pixels[None], normalize=True)
+        assert float(expected[0] @ torch.tensor(row["vector"])) >= 0.9999
 
 
 def test_dimensions_shorten_the_vectors(corpus: Path, tmp_path: Path):

@@ -1,7 +1,5 @@
 import os
 import signal
-import threading
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -67,55 +65,39 @@ def test_a_slow_image_is_ended_and_its_batch_is_not():
     sandbox.close()
 
 
-def kill_while_it_decodes(sandbox: Sandbox, times: int) -> list[int]:
-    """Kill whatever process the sandbox has as soon as it is seen to work, so often; gives the processes killed."""
-    killed: list[int] = []
+def die_when_ready(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
+    """Kill the process just before it is given its first image, so often; gives the processes killed."""
+    killed, await_ready = list[int](), Sandbox._await_ready
 
-    def watch() -> None:
-        deadline = time.monotonic() + 60
-        while len(killed) < times and time.monotonic() < deadline:
-            process = child(sandbox)
-            try:
-                if process.pid not in killed and sandbox._is_ready and process.cpu_times().user > ready[0]:
-                    killed.append(process.pid)
-                    os.kill(process.pid, signal.SIGKILL)
-                elif not sandbox._is_ready:
-                    ready[0] = 0.0
-                elif ready[0] == 0.0:
-                    ready[0] = process.cpu_times().user + 0.05
-            except (psutil.NoSuchProcess, ProcessLookupError):
-                pass
-            time.sleep(0.005)
+    def dying(self: Sandbox) -> None:
+        await_ready(self)
+        if len(killed) < times:
+            killed.append(self._process.pid)
+            os.kill(self._process.pid, signal.SIGKILL)
 
-    ready = [child(sandbox).cpu_times().user + 0.05]
-    threading.Thread(target=watch, daemon=True).start()
+    monkeypatch.setattr(Sandbox, "_await_ready", dying)
     return killed
 
 
-BIG = saved(Image.new("RGB", (9000, 9000), "red"), compress_level=1)  # takes about a second
-
-
-def test_a_death_by_accident_costs_no_row():
-    sandbox = Sandbox(SPEC)
-    sandbox.pixels(GOOD)
-    killed = kill_while_it_decodes(sandbox, 1)
-    pixels, outcomes = sandbox.pixels([GOOD[0], BIG, GOOD[1]])
+def test_a_death_by_accident_costs_no_row(monkeypatch: pytest.MonkeyPatch):
+    sandbox, killed = Sandbox(SPEC), die_when_ready(monkeypatch, 1)
+    pixels, outcomes = sandbox.pixels(GOOD)
     assert len(killed) == 1
-    assert outcomes == [None, None, None]
-    np.testing.assert_array_equal(pixels[[0, 2]], [pixels_of(GOOD[0], SPEC), pixels_of(GOOD[1], SPEC)])
-    assert (pixels[1, 0] == 255).all()
+    assert outcomes == [None] * 4
+    np.testing.assert_array_equal(pixels, [pixels_of(image, SPEC) for image in GOOD])
     sandbox.close()
 
 
-def test_an_image_that_kills_twice_is_the_one_that_is_rejected():
-    sandbox = Sandbox(SPEC)
-    sandbox.pixels(GOOD)
-    killed = kill_while_it_decodes(sandbox, 2)
-    pixels, outcomes = sandbox.pixels([GOOD[0], BIG, GOOD[1]])
-    assert len(killed) == 2
-    assert [outcome.reason if outcome else None for outcome in outcomes] == [None, "decode_failed", None]
-    assert "died of it, twice" in str(outcomes[1])
-    np.testing.assert_array_equal(pixels[2], pixels_of(GOOD[1], SPEC))
+@pytest.mark.parametrize("times", [2, 3, 4])
+def test_an_image_that_kills_twice_is_the_one_that_is_rejected(monkeypatch: pytest.MonkeyPatch, times: int):
+    sandbox, killed = Sandbox(SPEC), die_when_ready(monkeypatch, times)
+    pixels, outcomes = sandbox.pixels([b"text", *GOOD])
+    assert len(killed) == times
+    reasons = [outcome.reason if outcome else None for outcome in outcomes]
+    bad = ["decode_failed"] * (times // 2)
+    assert reasons == [*bad, *["not_an_image", None, None, None, None][len(bad) :]]
+    assert "died of it, twice" in str(outcomes[0])
+    np.testing.assert_array_equal(pixels[3:], [pixels_of(image, SPEC) for image in GOOD[2:]])
     sandbox.close()
 
 
@@ -136,7 +118,8 @@ def test_memory_beyond_the_bound_is_a_reject_and_not_the_machines():
     process = child(sandbox)
     used = process.memory_info().vms
     process.rlimit(psutil.RLIMIT_AS, (used + (100 << 20), used + (100 << 20)))
-    _, outcomes = sandbox.pixels([BIG, GOOD[0]])
+    big = saved(Image.new("RGB", (9000, 9000), "red"), compress_level=1)
+    _, outcomes = sandbox.pixels([big, GOOD[0]])
     assert [outcome.reason if outcome else None for outcome in outcomes] == ["decode_failed", None]
     assert "MemoryError" in str(outcomes[0])
     sandbox.close()

@@ -24,6 +24,7 @@ def batch(rows: list[tuple[str, int, str | None]]) -> pa.Table:
             schema.SHARD: pa.array([f"{unit}.parquet" for unit in units], pa.string()),
             schema.ROW: pa.array(numbers, pa.int64()),
             schema.ROW_ID: pa.array([f"k{number}" for number in numbers], pa.string()),
+            schema.ENCODER: pa.array([f"device {number % 2}" for number in numbers], pa.string()),
             schema.VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(vectors), 4),
             **schema.outcome_columns(list(reasons), list(reasons)),
             "label": pa.array([("cat", "a/b dog", None)[number % 3] for number in numbers], pa.string()),
@@ -47,6 +48,7 @@ def test_runs_of_consecutive_rows_become_files_in_their_order(write: Write, tmp_
     ]
     assert [(part["embedded"], part["rejected"]) for part in parts] == [(2, 0), (1, 0), (2, 1)]
     assert parts[2]["reasons"] == [{"reason": "null", "rows": 1}]
+    assert [part["encoders"] for part in parts] == [["device 0", "device 1"], ["device 1"], ["device 0"]]
     table = pq.read_table(tmp_path / "t" / parts[2]["data"][0]["path"], partitioning=None)
     assert table.schema.equals(schema.embeddings_schema(4, KEPT))
     assert table[schema.ROW_ID].to_pylist() == ["k0", "k2"]

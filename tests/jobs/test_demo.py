@@ -10,7 +10,7 @@ from jobs.demo.__main__ import figures
 from jobs.demo.figures import COMPOSITIONS, HELD_OUT, Composition, caption, draw
 from pipeline import model
 from pipeline.embedding.encode import Encode, EncodeSpec
-from pipeline.embedding.preprocess import fitted
+from pipeline.embedding.fit import fitted
 from tests.conftest import DEMO_MODEL
 
 NAMES = [field.name for field in fields(Composition)]
@@ -20,7 +20,7 @@ NAMES = [field.name for field in fields(Composition)]
 def gallery() -> tuple[Encode, list[Composition], np.ndarray]:
     """Twelve pictures each of sixty held-out compositions among 1,200 others, and their vectors."""
     checkpoint = model.resolve(str(DEMO_MODEL))
-    spec = checkpoint.preprocess_spec("pad", "exact", 1 << 20, 1 << 20)
+    spec = checkpoint.preprocess_spec("pad")
     encoder = Encode(EncodeSpec(checkpoint.name, checkpoint.space(spec, None), spec, precision="fp32"))
     rng = np.random.default_rng(7)
     unseen = sorted(HELD_OUT, key=repr)

@@ -54,6 +54,10 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         ({"no_such_flag": "1"}, "--no_such_flag"),
         ({"unit_rows": "many"}, "unit_rows"),
         ({"encode.dimensions": "65"}, "wanted at most 64, got 65"),
+        ({"expected_sha256": "0" * 64}, "wanted 0000"),
+        ({"expected_sha256": "what"}, "expected_sha256"),
+        ({"preprocess.formats": '["JPEG", "EPS"]'}, "preprocess.formats"),
+        ({"fetch.networks": '["not a network"]'}, "fetch.networks"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(

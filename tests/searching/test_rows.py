@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import FetchConfig, IndexConfig
-from pipeline.embedding.fetch import FetchSpec
+from pipeline.embedding.fetch import fetch_spec
 from pipeline.embedding.run import embed
 from pipeline.indexing.run import build
 from pipeline.searching.index import open_index
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 def rows_behind(store_url: Path) -> Rows:
     store = Store(str(store_url))
-    fetch = FetchSpec(FetchConfig().schemes, 2, 1 << 20)
+    fetch = fetch_spec(FetchConfig(), 1 << 20)
     return Rows(store, open_index(store, "t"), read_record(store, "t"), fetch)
 
 
