@@ -149,7 +149,8 @@ def _refused(batch: pa.Table, spec: ReadSpec, left_out: NDArray[np.int64]) -> pa
         reasons[i] = Reason.TOO_MANY_BYTES.value
         detail = f"{sizes[i]} bytes, at most {spec.max_image_bytes} are read"
         errors[i] = schema.error_text(Reason.TOO_MANY_BYTES, int(rows[i]), detail)
-    kept = pc.if_else(pa.array(duplicate | too_long), None, batch[schema.IMAGE])
+    # if_else would keep the bytes behind the nulls
+    kept = batch[schema.IMAGE].take(pa.array(np.arange(len(rows)), mask=duplicate | too_long))
     return schema.replace_columns(batch, [], {schema.IMAGE: kept, **schema.outcome_columns(reasons, errors)})
 
 

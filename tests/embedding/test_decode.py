@@ -2,7 +2,6 @@ import io
 import struct
 import subprocess
 import sys
-import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from pipeline.embedding.decode import UPRIGHT, allow_heif, open_rgb
 from pipeline.embedding.fit import pixels_of
 from pipeline.model import FORMATS, OPENAI_MEAN, OPENAI_STD, Limits, PreprocessSpec
 from pipeline.schema import RejectedRowError
-from tests.conftest import ROOT, encoded, saved
+from tests.conftest import ROOT, encoded, png_header, saved
 
 SPEC = PreprocessSpec(64, 64, OPENAI_MEAN, OPENAI_STD)
 PNG = encoded(4, kind="PNG")
@@ -167,19 +166,6 @@ def test_without_its_package_heif_is_an_error_that_names_the_install_line(monkey
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ImportError, match=r"pip install 'rayclip\[heif\]'"):
         allow_heif()
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(b"")),
-        (b"IEND", b""),
-    ]
-    body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def test_an_image_that_is_too_long_goes_no_further_than_reading(tmp_path: Path):
     pq.write_table(pa.table({"image": [b"x" * 10, b"x" * 11, None, b"x" * 1000]}), tmp_path / "a.parquet")
     (batch,) = rows_of(tmp_path, 100, ReadSpec("image", "bytes", None, (), 10))
     assert batch[schema.IMAGE].to_pylist() == [b"x" * 10, None, None, None]
+    assert batch[schema.IMAGE].nbytes < 100  # the bytes are gone, not only hidden
     assert batch[schema.REASON].to_pylist() == [None, "too_many_bytes", None, "too_many_bytes"]
     assert batch[schema.ERROR][3].as_py() == "Failed to decode image at row 3: 1000 bytes, at most 10 are read"
 

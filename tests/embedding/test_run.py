@@ -7,6 +7,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -17,11 +18,12 @@ from PIL import Image
 from pipeline import schema
 from pipeline.config import EmbedConfig, EncodeConfig, FetchConfig, PreprocessConfig, SourceConfig
 from pipeline.embedding.run import embed
+from pipeline.embedding.sandbox import Sandbox
 from pipeline.errors import IncompleteError, InputError
 from pipeline.model import CONFIG_FILE, WEIGHTS_FILE, resolve
 from pipeline.store import Store
 from pipeline.table import read_receipts, read_record, table_folder
-from tests.conftest import DEMO_MODEL, encoded, saved, write_shard
+from tests.conftest import DEMO_MODEL, encoded, png_header, saved, write_shard
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -313,6 +315,63 @@ def test_a_slow_image_is_one_reject_of_the_run(corpus: Path, tmp_path: Path):
     report = embed(config(corpus, tmp_path / "store", preprocess=PreprocessConfig(max_decode_s=0.3)))
     assert (report.rows_in, report.embedded) == (122, 116)
     assert report.reasons == {**REASONS, "too_slow": 1}
+
+
+def zoo(folder: Path) -> dict[str, str | None]:
+    """Make files that must cost next to nothing, with the reason that each must be given; None for a good one."""
+    red = saved(Image.new("RGB", (64, 64), "red"))
+    files: dict[str, tuple[bytes, str | None]] = {
+        "bomb.png": (saved(Image.new("L", (30_000, 30_000)), compress_level=9), "too_many_pixels"),
+        "claims-60000.png": (png_header(60_000, 60_000), "too_many_pixels"),
+        "200-MB.jpg": (encoded(1) + bytes(200 << 20), "fetch_too_large"),
+        "encapsulated.eps": (saved(Image.new("RGB", (64, 64), "red"), "EPS"), "not_an_image"),
+        "vector.svg": (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "not_an_image"),
+        "checksum.png": (red[:-13] + bytes([red[-13] ^ 1]) + red[-12:], "decode_failed"),
+        "empty.jpg": (b"", "empty"),
+        "10000-frames.gif": (gif(10_000), None),  # its first frame is as good as any picture
+    }
+    for name, (content, _) in files.items():
+        (folder / name).write_bytes(content)
+    (folder / "directory.jpg").mkdir()
+    return {name: reason for name, (_, reason) in files.items()} | {"directory.jpg": "fetch_denied"}
+
+
+def gif(frames: int) -> bytes:
+    """An animation of large frames in few bytes: the same compressed frame, again and again."""
+    one = saved(Image.new("P", (2000, 2000), 1), "GIF")
+    body = one.index(b"\x2c")  # the image separator: what stands before it is the header
+    return one[:body] + one[body:-1] * frames + b";"
+
+
+def test_a_zoo_of_hostile_files_costs_next_to_nothing(tmp_path: Path):
+    (tmp_path / "corpus").mkdir()
+    wanted = zoo(tmp_path / "corpus")
+    pq.write_table(pa.table({"image": list(wanted), "name": list(wanted)}), tmp_path / "corpus" / "a.parquet")
+    fields = {"source": {"key_column": "name"}, "max_reject_fraction": 1.0}
+    report = embed(config(tmp_path / "corpus", tmp_path / "store", **fields))
+    rejects = rows_of(tmp_path / "store", "rejects")
+    found = dict(zip(rejects["_row_id"].to_pylist(), rejects["reason"].to_pylist(), strict=True))
+    assert found == {name: reason for name, reason in wanted.items() if reason}
+    assert rows_of(tmp_path / "store")["_row_id"].to_pylist() == ["10000-frames.gif"]
+    assert report.rows_in == len(wanted)
+    sandbox = Sandbox(resolve(str(DEMO_MODEL)).preprocess_spec("pad"))
+    sandbox.pixels([encoded(1)])
+    process = psutil.Process(sandbox._process.pid)
+    for name in set(wanted) - {"directory.jpg", "10000-frames.gif"}:  # of that, one frame of 2,000 x 2,000 is decoded
+        before = process.cpu_times().user
+        sandbox.pixels([(tmp_path / "corpus" / name).read_bytes()])
+        assert process.cpu_times().user - before <= 0.05, name
+    before = process.cpu_times().user
+    _, [reject] = sandbox.pixels([(tmp_path / "corpus" / "10000-frames.gif").read_bytes()])
+    assert reject is None
+    assert process.cpu_times().user - before <= 1
+    sandbox.close()
+
+
+def test_a_cell_of_200_megabytes_is_a_reject_by_its_length(tmp_path: Path):
+    write_shard(tmp_path / "corpus" / "a.parquet", 0, [encoded(1), encoded(1) + bytes(200 << 20), encoded(2)])
+    report = embed(config(tmp_path / "corpus", tmp_path / "store", max_reject_fraction=1.0))
+    assert (report.embedded, report.reasons) == (2, {"too_many_bytes": 1})
 
 
 def test_the_models_own_fit_is_the_one_that_is_embedded(corpus: Path, tmp_path: Path):
