@@ -57,8 +57,16 @@ def hostile(config: HostileConfig) -> None:
         "folder": images,
         "mutations": [_mutated(good, rng) for _ in range(config.mutations)],
     }
-    compute.start_ray()
-    results = {name: _run(config, name, rows) for name, rows in corpora.items()}
+    with tempfile.TemporaryDirectory(dir=out, prefix="hostile-") as folder:
+        for (
+            name,
+            rows,
+        ) in corpora.items():  # all before the first run: each has in memory what writing left
+            pq.write_table(pa.table({"image": rows}), f"{folder}/{name}.parquet", row_group_size=ROW_GROUP_ROWS)
+        counts = {name: len(rows) for name, rows in corpora.items()}
+        del corpora, images, good, rows
+        compute.start_ray()
+        results = {name: _run(config, folder, name, count) for name, count in counts.items()}
     (out / "hostile.json").write_text(json.dumps({name: asdict(r) for name, r in results.items()}, indent=1) + "\n")
     for name, result in results.items():
         print(name, asdict(result))
@@ -95,24 +103,19 @@ def _mutated(images: list[bytes], rng: np.random.Generator) -> bytes:
     return bytes(image)
 
 
-def _run(config: HostileConfig, name: str, images: list[bytes]) -> Hostile:
-    with tempfile.TemporaryDirectory(dir=config.out, prefix="hostile-") as folder:
-        shard = Path(folder) / "images.parquet"
-        pq.write_table(pa.table({"image": images}), shard, row_group_size=ROW_GROUP_ROWS)
-        with peak_memory() as peak:
-            report = embed(
-                EmbedConfig(
-                    store=f"{folder}/store",
-                    model=config.model,
-                    source=SourceConfig(name=name, path=str(shard)),
-                    max_reject_fraction=1.0,
-                )
+def _run(config: HostileConfig, folder: str, name: str, rows: int) -> Hostile:
+    with peak_memory() as peak:
+        report = embed(
+            EmbedConfig(
+                store=f"{folder}/store",
+                model=config.model,
+                source=SourceConfig(name=name, path=f"{folder}/{name}.parquet"),
+                max_reject_fraction=1.0,
             )
-    if report.embedded + report.rejected != len(images):
-        raise IncompleteError(f"{len(images)} rows in, {report.embedded} embedded, {report.rejected} rejected")
-    return Hostile(
-        len(images), report.embedded, report.rejected, report.reasons, report.seconds, peak[0], _actor_restarts()
-    )
+        )
+    if report.embedded + report.rejected != rows:
+        raise IncompleteError(f"{rows} rows in, {report.embedded} embedded, {report.rejected} rejected")
+    return Hostile(rows, report.embedded, report.rejected, report.reasons, report.seconds, peak[0], _actor_restarts())
 
 
 def _actor_restarts() -> int:

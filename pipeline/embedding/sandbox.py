@@ -7,6 +7,7 @@ time, so that a busy machine rejects the same images as an idle one. What it say
 
 import contextlib
 import json
+import logging
 import mmap
 import os
 import resource
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import recv_handle, send_handle
@@ -195,6 +197,7 @@ def _decode_for(connection: Connection) -> None:
     if "HEIF" in spec.limits.formats:
         allow_heif()
     _confine(spec)
+    _hush()
     connection.send_bytes(b"ready")
     while True:
         file = recv_handle(connection)
@@ -220,6 +223,15 @@ def _confine(spec: PreprocessSpec) -> None:
         used = pages * resource.getpagesize()
         most = used + BYTES_PER_PIXEL * spec.limits.max_image_pixels + 2 * spec.limits.max_image_bytes + EXTRA_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _hush() -> None:
+    """Let decoders complain to nobody, a line for each bad image; Python's own tracebacks are still seen."""
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device
+        os.dup2(nowhere.fileno(), 2)
 
 
 if __name__ == "__main__":
