@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +22,10 @@ from pipeline.errors import InputError
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
-# As open_clip.factory._find_checkpoint_in_dir prefers them, but safetensors before all pickles.
-SAFE_WEIGHTS = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "model.safetensors")
-PICKLED_WEIGHTS = (
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "pytorch_model.bin",
-    "pytorch_model.pth",
-)
+# What OpenCLIP has called its weights; model.safetensors, beside them, is most often transformers' own.
+SAFE_WEIGHTS = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors")
+PICKLED_WEIGHTS = ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth", "pytorch_model.bin")
+TEXT_CONFIG_FILE = "config.json"  # of a text tower that is a model of transformers
 # A text tower's own tokenizer may be any of these; picture formats and other frameworks' weights stay on the hub.
 TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model")
 
@@ -39,6 +35,13 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 WHITE = (255, 255, 255)
 
 ResizeMode = Literal["pad", "shortest", "longest", "squash"]  # ours, then open_clip's
+RESIZE_MODES = ("shortest", "longest", "squash")
+# What open_clip's eval transform makes of each.
+INTERPOLATIONS: dict[str, Literal["bicubic", "bilinear"]] = {
+    "bicubic": "bicubic",
+    "bilinear": "bilinear",
+    "random": "bicubic",
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Checkpoint:
     weights: str  # the file's name
     config: dict[str, Any]  # open_clip_config.json as it stands; its values have every JSON type
     sha256: dict[str, str]  # per file: config, weights, and what a tokenizer may consist of
+    text_folder: Path | None  # where the config of a text tower of transformers lies; None for OpenCLIP's own towers
 
     @property
     def embed_dim(self) -> int:
@@ -91,7 +95,8 @@ class Checkpoint:
         """Digests of the tokenizer's files; none if the text tower uses the one that is part of OpenCLIP."""
         if not self.config["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name"):
             return {}
-        return {name: digest for name, digest in self.sha256.items() if name not in (CONFIG_FILE, self.weights)}
+        others = (CONFIG_FILE, self.weights, TEXT_CONFIG_FILE)
+        return {name: digest for name, digest in self.sha256.items() if name not in others}
 
     def preprocess_spec(self, fit: Fit, decode: Decode = "exact", limits: Limits = DEFAULT_LIMITS) -> PreprocessSpec:
         """Combine what the checkpoint's config says of pixels with what the user chose.
@@ -101,29 +106,25 @@ class Checkpoint:
         """
         size = self.config["model_cfg"]["vision_cfg"].get("image_size", 224)
         height_px, width_px = size if isinstance(size, list) else (size, size)
-        wanted = self.config.get("preprocess_cfg", {})
-        resize_mode: ResizeMode = "pad" if fit == "pad" else wanted.get("resize_mode") or "shortest"
-        interpolation = "bicubic" if fit == "pad" else wanted.get("interpolation") or "bicubic"
-        if resize_mode not in ("pad", "shortest", "longest", "squash") or interpolation not in (
-            "bicubic",
-            "bilinear",
-            "random",
-        ):
-            raise InputError(
-                f"model {self.name!r}: {CONFIG_FILE} wants resize_mode {resize_mode!r} and interpolation "
-                f"{interpolation!r}; OpenCLIP has shortest, longest, squash and bicubic, bilinear"
-            )
-        return PreprocessSpec(
+        wanted = self.config.get("preprocess_cfg") or {}
+        ours = PreprocessSpec(
             height_px=int(height_px),
             width_px=int(width_px),
-            mean=_three(wanted.get("mean") or OPENAI_MEAN),
-            std=_three(wanted.get("std") or OPENAI_STD),
-            resize_mode=resize_mode,
-            interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
-            fill=WHITE if fit == "pad" else tuple(int(level) for level in _three(wanted.get("fill_color") or 0)),
+            mean=tuple(float(level) for level in _three(wanted.get("mean") or OPENAI_MEAN)),
+            std=tuple(float(level) for level in _three(wanted.get("std") or OPENAI_STD)),
             decode=decode,
             limits=limits,
         )
+        if fit == "pad":
+            return ours
+        resize_mode, interpolation = wanted.get("resize_mode") or "shortest", wanted.get("interpolation") or "bicubic"
+        if resize_mode not in RESIZE_MODES or interpolation not in INTERPOLATIONS:
+            raise InputError(
+                f"model {self.name!r}: {CONFIG_FILE} wants resize_mode {resize_mode!r} and interpolation "
+                f"{interpolation!r}; OpenCLIP has {', '.join(RESIZE_MODES)} and {', '.join(INTERPOLATIONS)}"
+            )
+        fill = tuple(int(level) for level in _three(wanted.get("fill_color") or 0))
+        return replace(ours, resize_mode=resize_mode, interpolation=INTERPOLATIONS[interpolation], fill=fill)
 
     def space(self, spec: PreprocessSpec, dimensions: int | None) -> str:
         """Hash what makes vectors comparable: model config, weights, tokenizer, preprocessing, output dimensions.
@@ -135,6 +136,7 @@ class Checkpoint:
             "model_cfg": self.config["model_cfg"],
             "weights": self.sha256[self.weights],
             "tokenizer": self.tokenizer_sha256,
+            "text_tower": self.sha256.get(TEXT_CONFIG_FILE),
             "size": [spec.height_px, spec.width_px],
             "colours": [spec.mean, spec.std, spec.fill],
             "pixels": [spec.resize_mode, spec.interpolation, spec.decode],
@@ -165,7 +167,10 @@ def resolve(name: str, *, allow_pickle_weights: bool = False, expected_sha256: s
         repository, _, revision = name.removeprefix("hf-hub:").partition("@")
         if not name.startswith("hf-hub:") and _is_architecture(repository.split("/")[0]):
             repository = _repository_of_tag(repository)
-        folder = _download(name, repository, revision or None, allow_pickle_weights)
+        wanted = [CONFIG_FILE, *SAFE_WEIGHTS, *TOKENIZER_FILES]
+        folder = _download(name, repository, revision or None, wanted)
+        if allow_pickle_weights and not any((folder / file).is_file() for file in SAFE_WEIGHTS):
+            folder = _download(name, repository, folder.name, [*wanted, *PICKLED_WEIGHTS])
         commit = folder.name  # the hub's cache keeps each revision in a folder named by its commit
         found = _checkpoint(f"hf-hub:{repository}@{commit}", repository, commit, folder, allow_pickle_weights)
     if expected_sha256 and not found.sha256[found.weights].startswith(expected_sha256.lower()):
@@ -184,8 +189,29 @@ def _checkpoint(name: str, title: str, revision: str | None, folder: Path, allow
         for path in sorted(folder.iterdir())
         if path.is_file() and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in wanted)
     }
+    text_folder = _text_folder(name, config["model_cfg"].get("text_cfg", {}).get("hf_model_name"))
+    if text_folder:
+        sha256[TEXT_CONFIG_FILE] = _sha256(text_folder / TEXT_CONFIG_FILE)
     revision = revision or sha256[weights]
-    return Checkpoint(name, f"{title}@{revision[:12]}", revision, folder, weights, config, sha256)
+    return Checkpoint(name, f"{title}@{revision[:12]}", revision, folder, weights, config, sha256, text_folder)
+
+
+def _text_folder(name: str, hf_model_name: str | None) -> Path | None:
+    """Find the config of a text tower of transformers, which lies in another repository, at whatever it is today."""
+    if not hf_model_name:
+        return None
+    folder = Path(hf_model_name)
+    if not folder.is_dir():
+        folder = _download(f"{name}, text tower {hf_model_name}", hf_model_name, None, [TEXT_CONFIG_FILE])
+    try:
+        runs_code = "auto_map" in json.loads((folder / TEXT_CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {name!r}: no {TEXT_CONFIG_FILE} of its text tower {hf_model_name}: {error}") from error
+    if runs_code:
+        raise InputError(
+            f"model {name!r}: text tower {hf_model_name} wants auto_map; code of a checkpoint is never run"
+        )
+    return folder
 
 
 def _read_config(name: str, folder: Path) -> dict[str, Any]:  # its values have every JSON type
@@ -193,7 +219,9 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:  # its values have 
         raise InputError(f"model {name!r}: {folder} has no {CONFIG_FILE}; wanted an OpenCLIP checkpoint")
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        config["model_cfg"]["embed_dim"], config["model_cfg"]["vision_cfg"]
+        int(config["model_cfg"]["embed_dim"]), dict(config["model_cfg"]["vision_cfg"])
+        wanted = config.get("preprocess_cfg") or {}
+        [float(level) for key in ("mean", "std") for level in _three(wanted.get(key) or 0)]
         text = config["model_cfg"].get("text_cfg", {})
         # OpenCLIP hands these on to transformers, which would run code that lies beside, or far from, the weights.
         runs_code = text.get("tokenizer_kwargs", {}).get("trust_remote_code", False)
@@ -256,18 +284,12 @@ def _repository_of_tag(name: str) -> str:
     return f"{organisation}/{repository}"
 
 
-def _download(name: str, repository: str, revision: str | None, allow_pickle_weights: bool) -> Path:
-    wanted = [CONFIG_FILE, *SAFE_WEIGHTS, *TOKENIZER_FILES]
+def _download(name: str, repository: str, revision: str | None, wanted: list[str]) -> Path:
     try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
-        if allow_pickle_weights and not any((folder / file).is_file() for file in SAFE_WEIGHTS):
-            folder = Path(
-                snapshot_download(repository, revision=folder.name, allow_patterns=[*wanted, *PICKLED_WEIGHTS])
-            )
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         where = os.environ.get("HF_ENDPOINT", "the Hugging Face hub")
         said = " ".join(str(error).split())[:300]
         raise InputError(
             f"model {name!r}: neither a folder, nor an architecture/tag of OpenCLIP, nor found on {where}: {said}"
         ) from error
-    return folder

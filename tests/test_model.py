@@ -53,7 +53,7 @@ def test_pad_is_ours_and_model_is_the_configs(folder: Path):
     assert (its.resize_mode, its.interpolation, its.fill) == ("shortest", "bicubic", (0, 0, 0))
 
 
-@pytest.mark.parametrize("fields", [{"resize_mode": "stretch"}, {"interpolation": "lanczos"}])
+@pytest.mark.parametrize("fields", [{"resize_mode": "stretch"}, {"resize_mode": "pad"}, {"interpolation": "lanczos"}])
 def test_a_way_of_resizing_that_open_clip_does_not_have_is_refused(folder: Path, fields: dict):
     checkpoint = edit(folder, "preprocess_cfg", **fields)
     with pytest.raises(InputError, match=f"{next(iter(fields.values()))}.*OpenCLIP has shortest"):
@@ -108,9 +108,51 @@ def test_a_folder_without_config_or_weights_is_refused(folder: Path, missing: st
         model.resolve(str(folder))
 
 
-def test_a_config_that_is_not_open_clips_is_refused(folder: Path):
-    (folder / model.CONFIG_FILE).write_text('{"architectures": ["CLIPModel"]}')
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["CLIPModel"]},
+        {"model_cfg": {"embed_dim": "wide", "vision_cfg": {}}},
+        {"model_cfg": {"embed_dim": 8, "vision_cfg": {}}, "preprocess_cfg": {"mean": "grey"}},
+        {"model_cfg": {"embed_dim": 8, "vision_cfg": None}},
+        [],
+    ],
+)
+def test_a_config_that_is_not_open_clips_is_refused(folder: Path, config: object):
+    (folder / model.CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(InputError, match="not OpenCLIP's"):
+        model.resolve(str(folder))
+
+
+def test_a_config_without_a_word_on_pixels_means_open_clips_own(folder: Path):
+    config = json.loads((folder / model.CONFIG_FILE).read_text())
+    (folder / model.CONFIG_FILE).write_text(json.dumps({**config, "preprocess_cfg": None}))
+    assert pad(model.resolve(str(folder))).mean == model.OPENAI_MEAN
+
+
+def with_text_tower(folder: Path, where: str) -> Path:
+    """The same model, its text tower one of transformers."""
+    config = json.loads((folder / model.CONFIG_FILE).read_text())
+    config["model_cfg"]["text_cfg"]["hf_model_name"] = where
+    (folder / model.CONFIG_FILE).write_text(json.dumps(config))
+    return folder
+
+
+def test_the_config_of_a_text_tower_of_transformers_is_part_of_the_space_and_runs_no_code(folder: Path, tmp_path: Path):
+    (tmp_path / "text").mkdir()
+    about = tmp_path / "text" / "config.json"
+    about.write_text('{"model_type": "roberta", "hidden_act": "gelu"}')
+    one = model.resolve(str(with_text_tower(folder, str(tmp_path / "text"))))
+    assert one.text_folder == tmp_path / "text"
+    assert "config.json" not in one.tokenizer_sha256
+    about.write_text('{"model_type": "roberta", "hidden_act": "relu"}')
+    other = model.resolve(str(folder))
+    assert one.space(pad(one), None) != other.space(pad(other), None)
+    about.write_text('{"model_type": "trap", "auto_map": {"AutoConfig": "trap.Trap"}}')
+    with pytest.raises(InputError, match="wants auto_map; code of a checkpoint is never run"):
+        model.resolve(str(folder))
+    about.unlink()
+    with pytest.raises(InputError, match=r"no config\.json of its text tower"):
         model.resolve(str(folder))
 
 
@@ -146,8 +188,10 @@ def test_a_pickle_is_refused_unless_it_is_allowed_and_never_preferred(folder: Pa
     with pytest.raises(InputError, match=r"are a pickle, open_clip_pytorch_model.bin; wanted .*allow_pickle_weights"):
         model.resolve(str(folder))
     assert model.resolve(str(folder), allow_pickle_weights=True).weights == "open_clip_pytorch_model.bin"
-    (folder / "model.safetensors").write_bytes(b"")
-    assert model.resolve(str(folder), allow_pickle_weights=True).weights == "model.safetensors"
+    (folder / "model.safetensors").write_bytes(b"of transformers")
+    assert model.resolve(str(folder), allow_pickle_weights=True).weights == "open_clip_pytorch_model.bin"
+    (folder / "open_clip_pytorch_model.safetensors").write_bytes(b"")
+    assert model.resolve(str(folder), allow_pickle_weights=True).weights == "open_clip_pytorch_model.safetensors"
 
 
 def test_other_weights_than_expected_are_refused(folder: Path):
@@ -262,6 +306,16 @@ def test_a_pinned_model_is_found_offline(hub: str, monkeypatch: pytest.MonkeyPat
     name = model.resolve("demo/tiny").name
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert model.resolve(name).revision == COMMIT
+
+
+def test_the_config_of_a_text_tower_comes_from_the_hub_too(hub: str, folder: Path):
+    tower = Hub.folders[f"demo/tiny/{COMMIT}"]
+    (tower / "config.json").write_text('{"model_type": "roberta"}')
+    found = model.resolve(str(with_text_tower(folder, "demo/tiny")))
+    assert found.text_folder.name == COMMIT
+    assert sorted(path.name for path in found.text_folder.iterdir()) == ["config.json"]
+    with pytest.raises(InputError, match="text tower demo/nobody"):
+        model.resolve(str(with_text_tower(folder, "demo/nobody")))
 
 
 def test_another_revision_with_other_weights_is_another_space(hub: str):

@@ -1,7 +1,7 @@
 """Bad images through the embed job: `python -m jobs.benchmark hostile --images pillow-13.0.0/Tests/images`.
 
-Two shards' worth: every file of the folder as it is, then seeded mutations (flipped bytes, cuts, splices) of those that
-decode. What must hold: every row embedded or rejected with a reason, no worker lost, and memory bounded.
+Every file of the folder as it is; seeded mutations (flipped bytes, cuts, splices) of those that decode; and giants, just
+within the limits. What must hold: every row embedded or rejected with a reason, no worker lost, memory bounded.
 """
 
 import json
@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 from ray._private import state
 
-from jobs.benchmark.material import peak_memory
+from jobs.benchmark.material import peak_memory, saved
 from pipeline import compute, model
 from pipeline.config import EmbedConfig, HostileConfig, SourceConfig
 from pipeline.embedding.run import embed
@@ -24,6 +25,7 @@ from pipeline.model import PreprocessSpec
 
 ROW_GROUP_ROWS = 500
 MOST_FLIPS = 12
+GIANT_PX = 9_900
 MAX_EXTRA_BYTES = 1 << 30  # beyond what the same run takes for pictures that are fine
 
 
@@ -56,6 +58,7 @@ def hostile(config: HostileConfig) -> None:
         "good": [good[i % len(good)] for i in range(len(images))],
         "folder": images,
         "mutations": [_mutated(good, rng) for _ in range(config.mutations)],
+        "giants": _giants(),
     }
     with tempfile.TemporaryDirectory(dir=out, prefix="hostile-") as folder:
         for (
@@ -85,6 +88,21 @@ def _good(images: list[bytes], spec: PreprocessSpec, count: int) -> list[bytes]:
     fine = [image for image, reject in zip(images, sandbox.pixels(images)[1], strict=True) if reject is None]
     sandbox.close()
     return [fine[i] for i in np.linspace(0, len(fine) - 1, count).astype(int)]
+
+
+def _giants() -> list[bytes]:
+    """Make pictures of nearly as many pixels as the default allows, in the modes that cost most."""
+    red = Image.new("RGBA", (GIANT_PX, GIANT_PX), (255, 0, 0, 128))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees
+    return [
+        saved(red, "PNG", compress_level=1),
+        saved(red.convert("RGB"), "JPEG", exif=turned),
+        saved(red.quantize(4), "PNG", transparency=0),
+        saved(red.convert("L").convert("F"), "TIFF", compression="tiff_adobe_deflate"),
+        saved(Image.new("I;16", red.size, 999), "PNG", compress_level=1),
+        saved(red.convert("RGB").resize((GIANT_PX // 4, GIANT_PX * 4)), "JPEG"),
+    ]
 
 
 def _mutated(images: list[bytes], rng: np.random.Generator) -> bytes:

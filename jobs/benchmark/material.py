@@ -138,13 +138,13 @@ def make_text_parts(folder: Path, text_cfg: dict[str, Any]) -> None:  # a config
 
 @contextmanager
 def peak_memory() -> Iterator[list[int]]:
-    """Watch the private memory of this process and all below it; the list's one value is the peak so far, in bytes."""
+    """Watch the memory of this process and all below it, what they share counted once: the peak so far, in bytes."""
     peak, stop = [0], threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.5):
             processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-            peak[0] = max(peak[0], sum(_private_bytes(process) for process in processes))
+            peak[0] = max(peak[0], sum(_own_bytes(process) for process in processes))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -155,9 +155,9 @@ def peak_memory() -> Iterator[list[int]]:
         watcher.join()
 
 
-def _private_bytes(process: psutil.Process) -> int:
+def _own_bytes(process: psutil.Process) -> int:
     try:
-        memory = process.memory_info()
-    except psutil.NoSuchProcess:
+        memory = process.memory_full_info()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
         return 0
-    return int(memory.rss - getattr(memory, "shared", 0))
+    return int(getattr(memory, "pss", memory.uss))

@@ -56,7 +56,7 @@ class Throughput:
     ratio_steady: float  # median steady / min(decode_ceiling, encode_ceiling)
     ratio_whole: float
     ratio_shared: float  # median steady / shared_ceiling
-    peak_rss_bytes: int  # private memory of all processes, without the object store
+    peak_rss_bytes: int  # of all processes, what they share counted once
 
 
 def throughput(config: ThroughputConfig) -> None:
@@ -147,7 +147,9 @@ def _images(shard: Path) -> list[bytes]:
 
 def measure_encoding(encoder: Encode) -> tuple[float, int]:
     """Encode the same pixels again and again: images per second at the best batch size, and that size."""
-    pixels = np.random.default_rng(0).integers(0, 256, (max(BATCH_SIZES), 3, *encoder.image_size), np.uint8)
+    spec = encoder.spec.preprocess
+    shape = (max(BATCH_SIZES), 3, spec.height_px, spec.width_px)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     best = (0.0, 0)
     for batch_size in BATCH_SIZES:
         encoder.batch_size = batch_size

@@ -3,12 +3,13 @@
 import io
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.embedding.decode import open_rgb
-from pipeline.model import PreprocessSpec
-from pipeline.schema import RejectedRowError
+from pipeline.embedding.sandbox import Sandbox
+from pipeline.model import WHITE, PreprocessSpec
 
 CELL_PX = 160
 GAP_PX = 12
@@ -26,11 +27,11 @@ def contact_sheet(pictures: Sequence[tuple[bytes | None, str]], spec: Preprocess
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     pen.text((GAP_PX, GAP_PX // 2), title, "black", ImageFont.load_default(14))
-    for i, (encoded, caption) in enumerate(pictures):
+    thumbnails = _thumbnails([encoded for encoded, _ in pictures], spec)
+    for i, ((_, caption), thumbnail) in enumerate(zip(pictures, thumbnails, strict=True)):
         x = GAP_PX + (i % COLUMNS) * cell[0]
         y = 2 * GAP_PX + LINE_PX + (i // COLUMNS) * cell[1]
-        picture = _thumbnail(encoded, spec)
-        sheet.paste(picture, (x + (CELL_PX - picture.width) // 2, y + (CELL_PX - picture.height) // 2))
+        sheet.paste(thumbnail, (x, y))
         pen.rectangle((x - 1, y - 1, x + CELL_PX, y + CELL_PX), outline=(200, 200, 200))
         lines = textwrap.wrap(caption, CELL_PX // 6, max_lines=LINES)
         pen.multiline_text((x, y + CELL_PX + 3), "\n".join(lines), (40, 40, 40), font, spacing=2)
@@ -39,10 +40,14 @@ def contact_sheet(pictures: Sequence[tuple[bytes | None, str]], spec: Preprocess
     return written.getvalue()
 
 
-def _thumbnail(encoded: bytes | None, spec: PreprocessSpec) -> Image.Image:
-    try:
-        image = open_rgb(encoded, spec)
-    except RejectedRowError:
-        return Image.new("RGB", (CELL_PX, CELL_PX), (225, 225, 225))
-    image.thumbnail((CELL_PX, CELL_PX))
-    return image
+def _thumbnails(encoded: list[bytes | None], spec: PreprocessSpec) -> list[Image.Image]:
+    """Decode as the embed job does, where a bad picture harms nobody; grey where there is none."""
+    small = replace(spec, height_px=CELL_PX, width_px=CELL_PX, resize_mode="pad", fill=WHITE, decode="scaled")
+    sandbox = Sandbox(small)
+    pixels, outcomes = sandbox.pixels(encoded)
+    sandbox.close()
+    grey = Image.new("RGB", (CELL_PX, CELL_PX), (225, 225, 225))
+    return [
+        Image.fromarray(np.ascontiguousarray(one.transpose(1, 2, 0))) if reject is None else grey
+        for one, reject in zip(pixels, outcomes, strict=True)
+    ]

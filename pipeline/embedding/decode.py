@@ -6,15 +6,19 @@ fill colour; palettes resolved; more than 8 bits scaled, not clipped; embedded I
 them and as those who trained on crawled pictures did.
 """
 
+import importlib.util
 import io
+import math
 import struct
 import zlib
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.model import PreprocessSpec
+from pipeline.config import Format
+from pipeline.model import Limits, PreprocessSpec
 from pipeline.schema import Reason, RejectedRowError
 
 # What Pillow's plugins raise over its own 1,060 test images; OSError alone misses several (SyntaxError: broken APNG,
@@ -28,13 +32,15 @@ DECODE_ERRORS = (
     IndexError,
     KeyError,
     TypeError,
-    OverflowError,
+    ArithmeticError,
     AttributeError,
     RuntimeError,  # broken AVIF
     MemoryError,
     struct.error,
     zlib.error,
 )
+
+BAND_PIXELS = 1 << 20
 
 # EXIF 2.32, tag 274. ImageOps.exif_transpose does the same, and copies what is upright, and fails where EXIF is broken.
 UPRIGHT = {
@@ -48,17 +54,28 @@ UPRIGHT = {
 }
 
 
-def allow_heif() -> None:
-    """Teach Pillow to open HEIF.
+def take_over(limits: Limits) -> None:
+    """Set Pillow up, for the whole process: our limit on pixels in place of its own, and HEIF if it is asked for.
 
     Raises:
-        ImportError: the package for it is not installed.
+        ImportError: the package for HEIF is not installed.
     """
-    try:
+    check_formats(limits.formats)
+    Image.MAX_IMAGE_PIXELS = None
+    if "HEIF" in limits.formats:
         import pillow_heif
-    except ImportError as error:
-        raise ImportError("preprocess.formats has HEIF; install it with: pip install 'rayclip[heif]'") from error
-    pillow_heif.register_heif_opener(thumbnails=False)
+
+        pillow_heif.register_heif_opener(thumbnails=False)
+
+
+def check_formats(formats: Collection[Format]) -> None:
+    """See to it that the packages for the formats are there, without importing them.
+
+    Raises:
+        ImportError: the one for HEIF is not installed.
+    """
+    if "HEIF" in formats and importlib.util.find_spec("pillow_heif") is None:
+        raise ImportError("preprocess.formats has HEIF; install it with: pip install 'rayclip[heif]'")
 
 
 def open_rgb(encoded: bytes | memoryview | None, spec: PreprocessSpec) -> Image.Image:
@@ -121,7 +138,7 @@ def _scale_down(image: Image.Image, spec: PreprocessSpec) -> None:
     )
     for divisor in (8, 4, 2):
         if ratio >= 2 * divisor:
-            image.draft(None, (image.width // divisor, image.height // divisor))
+            image.draft(None, (max(1, image.width // divisor), max(1, image.height // divisor)))
             return
 
 
@@ -136,11 +153,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image, kind: str | None, fill: tuple[int, ...]) -> Image.Image:
     """Convert any mode to RGB. Pillow's own conversion would clip more than 8 bits to white."""
-    if image.mode.startswith("I;16"):
-        values = np.asarray(image, np.uint16)
-        image = Image.fromarray(_eight_bits(values, 65535 if kind == "PNG" else None))
-    elif image.mode in ("I", "F"):
-        image = Image.fromarray(_eight_bits(np.asarray(image), None))
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        image = _grey(image, kind)
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         canvas = Image.new("RGB", image.size, fill)
@@ -149,21 +163,36 @@ def _rgb(image: Image.Image, kind: str | None, fill: tuple[int, ...]) -> Image.I
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(values: NDArray[np.generic], white: float | None) -> NDArray[np.uint8]:
-    """Scale grey levels to 0..255.
+def _grey(image: Image.Image, kind: str | None) -> Image.Image:
+    """Scale grey levels of any range to 8 bits; a level that stands for transparency becomes an alpha channel."""
+    low = min(float(band.min()) for band in _bands(image))
+    high = max(float(band.max()) for band in _bands(image))
+    black, white = (low, high) if low < 0 else (0.0, _white(high, image.mode, kind))
+    scale = 255.0 / ((white - black) or 1.0)
+    grey = np.concatenate([((band - black) * scale).astype(np.uint8) for band in _bands(image)])
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return Image.fromarray(grey)
+    alpha = np.concatenate([np.where(band == transparent, 0, 255).astype(np.uint8) for band in _bands(image)])
+    return Image.fromarray(np.stack([grey, alpha], axis=2))
 
-    Args:
-        values: integers or floats of any range.
-        white: the level that is white; None: 1 for floats up to 1, else the largest of as many bits as the largest
-            level needs (cameras and scanners keep 10, 12 or 14 bits in 16), at least 8. Levels below zero are spread
-            from the darkest to the lightest.
+
+def _bands(image: Image.Image) -> Iterator[NDArray[np.float64]]:
+    """Yield an image's levels some rows at a time: all of them in float64 would be eight bytes a pixel."""
+    rows = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(image.height, top + rows)))
+        yield np.nan_to_num(np.asarray(band).astype(np.float64), posinf=0.0, neginf=0.0)
+
+
+def _white(high: float, mode: str, kind: str | None) -> float:
+    """Say which level is white, given the highest: all bits of a PNG are used; others tell by what they hold.
+
+    Floats: 1 if none is above, else the highest, up to where they must be 8 bits. Integers: the highest of as many bits
+    as the highest needs (cameras and scanners keep 10, 12 or 14 bits in 16), at least 8.
     """
-    levels = np.nan_to_num(values.astype(np.float32), posinf=0.0, neginf=0.0)
-    low, high = float(levels.min()), float(levels.max())
-    if low < 0:
-        levels, white = levels - low, high - low
-    elif white is None:
-        white = (
-            1.0 if high <= 1 and np.issubdtype(values.dtype, np.floating) else 2.0 ** max(8, int(high).bit_length()) - 1
-        )
-    return np.asarray(levels * (255.0 / white), np.uint8)
+    if kind == "PNG":
+        return 65535.0
+    if mode == "F" and high < 128:
+        return max(1.0, high)
+    return 2.0 ** max(8, math.ceil(math.log2(high + 1))) - 1

@@ -71,7 +71,7 @@ class Encode:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Replace pixels by vectors; rows with a reason, and those the model has no direction for, get zeros."""
-        shape = (batch.num_rows, 3, *self.image_size)
+        shape = (batch.num_rows, 3, self.spec.preprocess.height_px, self.spec.preprocess.width_px)
         pixels = batch[schema.PIXELS].combine_chunks().flatten().to_numpy().reshape(shape)
         reasons: list[str | None] = batch[schema.REASON].to_pylist()
         errors: list[str | None] = batch[schema.ERROR].to_pylist()
@@ -103,12 +103,6 @@ class Encode:
                 f"its config wants that of {text['hf_tokenizer_name']}"
             )
         return open_clip.get_tokenizer(location, trust_remote_code=False)  # whatever the config says
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels that the image tower takes."""
-        size = self.model.visual.image_size
-        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     def encode_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode pixels (n, 3, h, w) to vectors (n, d) of norm 1; zeros where the model's output is not usable."""
@@ -147,6 +141,7 @@ def _load(checkpoint: Checkpoint, precision: str, device: torch.device) -> Any: 
             device=device,
             load_weights=False,
             pretrained_text=False,
+            **_pinned_text(checkpoint),
         )
     finally:
         logging.disable(logging.NOTSET)
@@ -155,6 +150,14 @@ def _load(checkpoint: Checkpoint, precision: str, device: torch.device) -> Any: 
             part.float()  # statistics in 8 bits cost RN50x4 half of its likeness to float32 (jobs/BENCHMARKS.md)
     open_clip.load_checkpoint(built, str(checkpoint.folder / checkpoint.weights), strict=True)
     return built.eval()
+
+
+def _pinned_text(checkpoint: Checkpoint) -> dict[str, Any]:  # arguments of OpenCLIP
+    """Point a text tower of transformers at the config that was digested."""
+    if checkpoint.text_folder is None:
+        return {}
+    pinned = {"hf_model_name": str(checkpoint.text_folder), "hf_model_pretrained": False}
+    return {"text_cfg": {**checkpoint.config["model_cfg"]["text_cfg"], **pinned}}
 
 
 def _name(device: torch.device) -> str:

@@ -4,6 +4,7 @@ One missing file is one reject. What a reference may be is limited: schemes from
 by default; local paths below declared folders, wherever links lead; no chains of filesystems. Knows nothing of Ray.
 """
 
+import errno
 import os
 import stat
 from collections import deque
@@ -11,9 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-import aiohttp
 import pyarrow as pa
 from fsspec.utils import get_protocol
 
@@ -22,10 +22,12 @@ from pipeline.config import FetchConfig
 from pipeline.embedding.web import Web, WebSpec
 from pipeline.errors import InputError
 from pipeline.schema import Reason, RejectedRowError
-from pipeline.store import STORE_ERRORS, filesystem_of
+from pipeline.store import filesystem_of, is_local
 
-# Files read at a time are bounded by threads, batches of them by this: 128 pictures of a phone would be a gigabyte.
+# Files held at a time are twice the threads, batches of them this: 128 pictures of a phone would be a gigabyte.
 BATCH_BYTES = 32 << 20
+# What fails for want of something on this machine is no row's fault, and ends the run: it can go on later.
+OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,18 @@ def fetch(reference: str, spec: FetchSpec, web: Web, more_roots: tuple[str, ...]
     if scheme in ("http", "https"):
         return web.get(reference)
     if scheme == "file":
-        path = unquote(urlsplit(reference).path) if reference.startswith("file://") else reference
-        return _read_local(path, (*spec.roots, *more_roots), spec.web.max_bytes)
+        return _read_local(_local_path(reference), (*spec.roots, *more_roots), spec.web.max_bytes)
     return _read_remote(reference, spec)
+
+
+def _local_path(reference: str) -> str:
+    """Take a path out of file:///path, and leave any other as it is."""
+    if not reference.startswith("file://"):
+        return reference
+    path = unquote(reference.removeprefix("file://"))
+    if not path.startswith("/"):
+        raise RejectedRowError(Reason.FETCH_DENIED, f"{reference}: wanted file:///path, of no other machine")
+    return path
 
 
 def _read_local(path: str, roots: tuple[str, ...], max_bytes: int) -> bytes:
@@ -150,16 +161,22 @@ def _read_local(path: str, roots: tuple[str, ...], max_bytes: int) -> bytes:
     except PermissionError as error:
         raise RejectedRowError(Reason.FETCH_DENIED, f"{path}: {error.strerror}") from error
     except (OSError, ValueError) as error:  # a loop of links, a name too long, a null byte in it
+        if isinstance(error, OSError) and error.errno in OURS:
+            raise
         raise RejectedRowError(Reason.FETCH_FAILED, f"{path}: {error}") from error
 
 
 def _read_remote(url: str, spec: FetchSpec) -> bytes:
-    scheme = get_protocol(url)
-    roots = [root.rstrip("/") + "/" for root in spec.roots if get_protocol(root) == scheme]
+    roots = [root.rstrip("/") + "/" for root in spec.roots if get_protocol(root) != "file"]
     if roots and (".." in url.split("/") or not url.startswith(tuple(roots))):
         raise RejectedRowError(Reason.FETCH_DENIED, f"{url}: not below {', '.join(roots)}")
     try:
         filesystem, path = filesystem_of(url)
+    except InputError as error:
+        raise RejectedRowError(Reason.FETCH_FAILED, str(error)) from error
+    if is_local(filesystem):
+        raise RejectedRowError(Reason.FETCH_DENIED, f"{url}: another name of this machine's files")
+    try:
         with filesystem.open(path, "rb") as file:
             return _short_enough(url, bytes(file.read(spec.web.max_bytes + 1)), spec.web.max_bytes)
     except FileNotFoundError as error:
@@ -168,7 +185,11 @@ def _read_remote(url: str, spec: FetchSpec) -> bytes:
         raise RejectedRowError(Reason.FETCH_DENIED, f"{url}: {error}") from error
     except TimeoutError as error:
         raise RejectedRowError(Reason.FETCH_TIMEOUT, f"{url}: {error}") from error
-    except (*STORE_ERRORS, ValueError, InputError, aiohttp.ClientError) as error:
+    except RejectedRowError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in OURS:
+            raise
         raise RejectedRowError(Reason.FETCH_FAILED, f"{url}: {error}") from error
 
 

@@ -12,7 +12,11 @@ from PIL import Image
 from pipeline.embedding.decode import open_rgb
 from pipeline.model import PreprocessSpec
 
-THREAD = 16  # times as long as it is wide
+BAND_ROWS = 256
+# Threads of pictures, hundreds of times as long as wide, would take minutes or gigabytes to be resized as they are:
+# they are shrunk or cut first. All others are exact.
+MAX_CANVAS_PIXELS, MAX_RESIZED_PIXELS = 400_000_000, 50_000_000
+THREAD = 16  # times the model's edge, or the short edge, that is left of the long one
 RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -32,18 +36,27 @@ def fitted(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
 
 
 def _pad(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
-    """Centre the picture on a canvas of the model's proportions, the smallest that holds it, then resize."""
+    """Centre the picture on a canvas of the model's proportions, the smallest that holds it, then resize.
+
+    Pillow resizes rows, then columns, with levels rounded to 8 bits between. Done one after the other, the canvas need
+    not be there at once: rows are resized in bands, and of rows that are all fill nothing is computed.
+    """
     wide, high = _canvas_size(image, spec)
-    if wide * high > spec.limits.max_image_pixels:  # a thread of a picture would ask for gigabytes of white
+    if image.width < wide and wide * image.height > MAX_CANVAS_PIXELS:
         scale = THREAD * max(spec.width_px, spec.height_px) / max(image.size)
         smaller = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image = image.resize(smaller, Image.Resampling.BOX)
         wide, high = _canvas_size(image, spec)
-    if (wide, high) != image.size:
-        canvas = Image.new("RGB", (wide, high), spec.fill)
-        canvas.paste(image, ((wide - image.width) // 2, (high - image.height) // 2))
-        image = canvas
-    return _resized(image, spec.width_px, spec.height_px, spec)
+    left, top = (wide - image.width) // 2, (high - image.height) // 2
+    narrow = Image.new("RGB", (spec.width_px, high), spec.fill)
+    for start in range(0, image.height, BAND_ROWS):
+        band = image.crop((0, start, image.width, min(image.height, start + BAND_ROWS)))
+        if image.width < wide:
+            canvas = Image.new("RGB", (wide, band.height), spec.fill)
+            canvas.paste(band, (left, 0))
+            band = canvas
+        narrow.paste(_resized(band, spec.width_px, band.height, spec), (0, top + start))
+    return _resized(narrow, spec.width_px, spec.height_px, spec)
 
 
 def _canvas_size(image: Image.Image, spec: PreprocessSpec) -> tuple[int, int]:
@@ -54,7 +67,7 @@ def _canvas_size(image: Image.Image, spec: PreprocessSpec) -> tuple[int, int]:
 def _shortest(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     """Resize the shortest edge, then crop the centre (torchvision's Resize and CenterCrop)."""
     edge_px = max(spec.width_px, spec.height_px)
-    if max(image.size) / min(image.size) * edge_px * edge_px > spec.limits.max_image_pixels:
+    if max(image.size) / min(image.size) * edge_px * edge_px > MAX_RESIZED_PIXELS:
         most_px = THREAD * min(image.size)  # all that the crop will show of a thread of a picture, and more
         left, top = (max(0, (edge - most_px) // 2) for edge in image.size)
         image = image.crop((left, top, left + min(image.width, most_px), top + min(image.height, most_px)))

@@ -169,10 +169,9 @@ def _images(column: pa.Array, unit: Unit, spec: ReadSpec) -> dict[str, pa.Array]
 def _resolved(paths: pa.Array, unit: Unit) -> pa.Array:
     """Take paths that are neither absolute nor URLs from the shard's folder."""
     folder = unit.shard.rpartition("/")[0]
+    # Parquet's text may be any bytes; what is none names no file that there is
+    texts = [None if path is None else path.decode(errors="replace") for path in paths.cast(pa.binary()).to_pylist()]
     return pa.array(
-        [
-            path if path is None or path.startswith("/") or "://" in path else f"{folder}/{path}"
-            for path in paths.to_pylist()
-        ],
+        [path if path is None or path.startswith("/") or "://" in path else f"{folder}/{path}" for path in texts],
         pa.string(),
     )

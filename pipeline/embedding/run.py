@@ -21,7 +21,7 @@ import pipeline
 from pipeline import compute, model, schema
 from pipeline.compute import Pools
 from pipeline.config import EmbedConfig, PreprocessConfig
-from pipeline.embedding.decode import allow_heif
+from pipeline.embedding.decode import check_formats
 from pipeline.embedding.encode import Encode, EncodeSpec
 from pipeline.embedding.fetch import Fetch, FetchSpec, fetch_spec
 from pipeline.embedding.keys import duplicate_rows
@@ -229,11 +229,10 @@ def _record(config: EmbedConfig, found: Survey) -> TableRecord:
 
 
 def _limits(config: PreprocessConfig) -> Limits:
-    if "HEIF" in config.formats:
-        try:
-            allow_heif()
-        except ImportError as error:
-            raise InputError(str(error)) from error
+    try:
+        check_formats(config.formats)
+    except ImportError as error:
+        raise InputError(str(error)) from error
     return Limits(config.formats, config.max_image_bytes, config.max_image_pixels, config.max_decode_s)
 
 

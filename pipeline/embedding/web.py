@@ -29,7 +29,9 @@ FIRST_PAUSE_S = 0.5  # before the second try; doubled before each further one
 REDIRECTS = (301, 302, 303, 307, 308)
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 NOT_FOUND, DENIED = (404, 410), (401, 402, 403, 407, 451)
-LOOKUP_THREADS = 8
+LOOKUP_THREADS = 4  # for each thread that fetches: names that hang are given up, but hold theirs for a while
+# EAI_NODATA is glibc's, and gone from POSIX
+NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
 GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291: all that has been given out
 # In IANA's registries of special addresses, but not in every Python's: protocol assignments with Teredo, 6to4 and its
@@ -54,6 +56,13 @@ class WebSpec:
     connect_timeout_s: float
     timeout_s: float
     retries: int
+
+
+@dataclass(frozen=True)
+class Redirect:
+    """An answer that the bytes are elsewhere."""
+
+    location: str  # as it was sent
 
 
 class PassingError(Exception):
@@ -110,11 +119,13 @@ class Web:
             found = self._request(url)
             if isinstance(found, bytes):
                 return found
-            url = urljoin(url, found[0])
+            try:
+                url = urljoin(url, found.location)
+            except ValueError as error:
+                raise RejectedRowError(Reason.FETCH_DENIED, f"{url}: redirects to {found.location!r}") from error
         raise RejectedRowError(Reason.FETCH_FAILED, f"{url}: more than {MAX_REDIRECTS} redirects")
 
-    def _request(self, url: str) -> bytes | tuple[str]:
-        """Give the body, or the place to go to in a tuple of one."""
+    def _request(self, url: str) -> "bytes | Redirect":
         target = checked_url(url)
         with self._slot(target.host.decode()), _named_errors(url):
             timeouts = {
@@ -126,7 +137,7 @@ class Web:
             with self._pool.stream("GET", target, headers=headers, extensions={"timeout": timeouts}) as response:
                 fields = {name.lower(): value.decode("latin-1") for name, value in response.headers}
                 if response.status in REDIRECTS and b"location" in fields:
-                    return (fields[b"location"],)
+                    return Redirect(fields[b"location"])
                 _check_status(url, response.status, fields)
                 return self._body(url, response.iter_stream(), fields.get(b"content-length", ""))
 
@@ -226,7 +237,7 @@ class _CheckedNetwork(httpcore.NetworkBackend):
         self.spec = spec
         self._resolve = resolve
         self._clock = clock
-        self._lookups = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="lookup")
+        self._lookups = ThreadPoolExecutor(LOOKUP_THREADS * spec.threads, thread_name_prefix="lookup")
         self._sockets = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -249,17 +260,20 @@ class _CheckedNetwork(httpcore.NetworkBackend):
         return self._connect(addresses[-1], port, timeout, socket_options)
 
     def _addresses(self, host: str, port: int) -> list[Address]:
-        """Look a name up; an address as it is commonly written stands for itself, however else it may be written."""
+        lookup = self._lookups.submit(self._resolve, host, port)
         try:
-            found = self._lookups.submit(self._resolve, host, port).result(_left_s(self._clock))
+            found = lookup.result(_left_s(self._clock))
             addresses = [ip_address(address.partition("%")[0]) for address in found]
         except TimeoutError as error:
+            lookup.cancel()
             raise PassingError(f"{host}: its name was not resolved in time", Reason.FETCH_TIMEOUT) from error
         except socket.gaierror as error:
-            if error.errno == socket.EAI_AGAIN:
-                raise PassingError(f"{host}: {error}") from error
-            raise RejectedRowError(Reason.FETCH_NOT_FOUND, f"{host}: {error}") from error
-        except (ValueError, UnicodeError, OSError) as error:
+            if error.errno in NO_SUCH_NAME:
+                raise RejectedRowError(Reason.FETCH_NOT_FOUND, f"{host}: {error}") from error
+            raise PassingError(f"{host}: {error}") from error
+        except OSError as error:  # of this machine: too many open files, and the like
+            raise PassingError(f"{host}: {error}") from error
+        except (ValueError, UnicodeError) as error:
             raise RejectedRowError(Reason.FETCH_DENIED, f"{host}: not a name that has addresses: {error}") from error
         if not addresses:
             raise RejectedRowError(Reason.FETCH_NOT_FOUND, f"{host}: has no address")

@@ -67,8 +67,13 @@ class Service:
         self.table = find_table(store, table)
         record = read_record(store, self.table)
         self.index = open_index(store, self.table)
-        if record is None or record.space != self.index.card.space:
-            raise InputError(f"table {self.table}: its index is of space {self.index.card.space}, its rows are not")
+        if record is None:
+            raise InputError(f"table {self.table}: has no table.json")
+        if record.space != self.index.card.space:
+            raise InputError(
+                f"table {self.table}: its index is of space {self.index.card.space}, its rows of {record.space}; run "
+                "python -m jobs.build_index"
+            )
         self.record = record
         self.encoder = Encode(
             EncodeSpec(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipeline.embedding.decode import UPRIGHT, allow_heif, open_rgb
+from pipeline.embedding.decode import UPRIGHT, check_formats, open_rgb
 from pipeline.embedding.fit import pixels_of
 from pipeline.model import FORMATS, OPENAI_MEAN, OPENAI_STD, Limits, PreprocessSpec
 from pipeline.schema import RejectedRowError
@@ -61,6 +61,14 @@ def test_a_picture_with_alpha_and_its_flattened_twin_are_one():
     assert np.abs(opened(saved(image)).astype(int) - np.asarray(flat)).max() <= 1
 
 
+def test_a_level_that_stands_for_transparency_is_kept_in_16_bits():
+    levels = np.full((64, 64), 30_000, np.uint16)
+    levels[:, 32:] = 1234
+    pixels = opened(saved(Image.fromarray(levels), transparency=1234))
+    assert (pixels[:, :32] == 116).all()
+    assert (pixels[:, 32:] == 255).all()
+
+
 def test_palettes_are_resolved_before_anything_is_mixed():
     picture = Image.open(io.BytesIO(encoded(3, 200, 100, "PNG"))).quantize(16)
     np.testing.assert_array_equal(opened(saved(picture)), np.asarray(picture.convert("RGB")))
@@ -87,6 +95,9 @@ def test_sixteen_bits_are_scaled_from_black_to_white_and_not_clipped(kind: str, 
         (np.linspace(0, 255, 64).astype(np.int32), np.linspace(0, 255, 64)),
         (np.linspace(0, 1 << 20, 64).astype(np.int32), np.linspace(0, 127.5, 64)),
         (np.full(64, 0.5, np.float32), np.full(64, 127.5)),
+        (np.linspace(0, 1.001, 64, dtype=np.float32), np.linspace(0, 255, 64)),  # one level too high blackens nothing
+        (np.full(64, -7, np.float32), np.zeros(64)),
+        (np.linspace(-3e38, 3e38, 64, dtype=np.float32), np.linspace(0, 255, 64)),
         (np.array([np.nan, np.inf, -np.inf, 0] * 16, np.float32), np.zeros(64)),
     ],
 )
@@ -163,9 +174,10 @@ for formats in (FORMATS, (*FORMATS, "HEIF")):
 
 
 def test_without_its_package_heif_is_an_error_that_names_the_install_line(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'rayclip\[heif\]'"):
-        allow_heif()
+        check_formats((*FORMATS, "HEIF"))
+    check_formats(FORMATS)
 
 
 @pytest.mark.parametrize(
@@ -235,3 +247,8 @@ def test_scaled_decoding_keeps_twice_what_the_model_sees(resize_mode: str, size:
     assert open_rgb(data, scaled).size == (-(-size[0] // divisor), -(-size[1] // divisor))
     difference = np.abs(pixels_of(data, scaled).astype(int) - pixels_of(data, replace(scaled, decode="exact")))
     assert difference.mean() < 2
+
+
+@pytest.mark.parametrize("size", [(1, 2000), (3, 4000), (4000, 7)])
+def test_threads_of_pictures_are_decoded_scaled_as_they_are_exactly(size: tuple[int, int]):
+    assert pixels_of(encoded(1, *size), replace(SPEC, decode="scaled")).shape == (3, 64, 64)

@@ -10,15 +10,18 @@ import open_clip
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from jobs.benchmark import parity
 from jobs.benchmark.material import make_text_parts, photographs
 from pipeline import model, schema
+from pipeline.embedding.decode import UPRIGHT
 from pipeline.embedding.encode import Encode, EncodeSpec
+from pipeline.embedding.fit import pixels_of
 from pipeline.embedding.preprocess import pixel_array
 from pipeline.errors import InputError
-from tests.conftest import DEMO_MODEL
+from tests.conftest import DEMO_MODEL, saved
 
 
 def spec(folder: Path = DEMO_MODEL, **fields: object) -> EncodeSpec:
@@ -140,10 +143,9 @@ def test_a_model_of_another_space_is_refused(tmp_path: Path):
 
 
 def test_the_file_that_was_digested_is_the_one_that_is_loaded(encoder: Encode, tmp_path: Path):
-    """OpenCLIP, left to choose, would take the pickle of that name before model.safetensors."""
     folder = Path(shutil.copytree(DEMO_MODEL, tmp_path / "model"))
-    (folder / model.WEIGHTS_FILE).rename(folder / "model.safetensors")
-    (folder / "open_clip_pytorch_model.bin").write_bytes(b"not even a pickle")
+    for name in ("a.safetensors", "model.safetensors", "open_clip_pytorch_model.safetensors", "pytorch_model.bin"):
+        (folder / name).write_bytes(b"not weights")
     pixels = some_pixels(3)
     np.testing.assert_array_equal(Encode(spec(folder)).encode_images(pixels), encoder.encode_images(pixels))
 
@@ -180,7 +182,7 @@ class Trap:
 
 @pytest.mark.parametrize(
     "architecture",
-    ["ViT-B-32-quickgelu", "RN50", "coca_ViT-B-32", "ViT-B-32-SigLIP2-256", "MobileCLIP2-S0", "ViTamin-S"],
+    ["ViT-B-32-quickgelu", "RN50", "coca_ViT-B-32", "ViT-B-32-SigLIP2-256", "MobileCLIP2-S0", "roberta-ViT-B-32"],
 )
 def test_every_family_is_built_by_its_own_config(architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Small versions of real configs against OpenCLIP's own model, transform and tokenizer; `jobs.benchmark parity`
@@ -202,6 +204,29 @@ def shrink(config: dict) -> None:
     text.update(layers=2, vocab_size=min(text.get("vocab_size", 49408), 49408))
     if "multimodal_cfg" in config:
         config["multimodal_cfg"]["layers"] = 2
+
+
+def test_twins_that_exif_turns_or_that_are_flattened_have_one_vector(encoder: Encode):
+    image = photographs()[1]
+    (plain,) = vectors_of(encoder, [saved(image, "JPEG", quality=95)])
+    twins = []
+    for orientation, turn in UPRIGHT.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        undone = {6: UPRIGHT[8], 8: UPRIGHT[6]}.get(orientation, turn)
+        twins.append(saved(image.transpose(undone), "JPEG", quality=95, exif=exif))
+    assert len(twins) == 7
+    assert (vectors_of(encoder, twins) @ plain).min() >= 0.999
+    clear = image.copy()
+    clear.putalpha(Image.radial_gradient("L").resize(image.size))
+    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), clear).convert("RGB")
+    one, other = vectors_of(encoder, [saved(clear), saved(flat)])
+    assert one @ other >= 0.999
+    assert one @ plain < 0.999  # so that a mix-up would show
+
+
+def vectors_of(encoder: Encode, images: list[bytes]) -> np.ndarray:
+    return encoder.encode_images(np.stack([pixels_of(image, encoder.spec.preprocess) for image in images]))
 
 
 def test_a_text_tower_without_its_tokenizer_still_encodes_images_and_says_what_is_missing(tmp_path: Path):

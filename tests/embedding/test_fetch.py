@@ -1,3 +1,4 @@
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,6 +38,7 @@ def fetched(references: list[str | None], folder: Path, **fields: object) -> pa.
 def test_each_reference_becomes_its_bytes_or_a_reason_of_its_own(tmp_path: Path, s3: str):
     (tmp_path / "good").write_bytes(b"bytes")
     (tmp_path / "spaced out").write_bytes(b"more")
+    (tmp_path / "with#1?x").write_bytes(b"odd name")
     (tmp_path / "long").write_bytes(b"x" * 101)
     (tmp_path / "empty").write_bytes(b"")
     with fsspec.open(f"{s3}/fetch/far", "wb") as file:
@@ -58,6 +60,10 @@ def test_each_reference_becomes_its_bytes_or_a_reason_of_its_own(tmp_path: Path,
         "/" + "x" * 5000: "fetch_failed",
         str(tmp_path / "nul\0"): "fetch_failed",
         "": "fetch_denied",
+        f"file://{tmp_path}/with#1?x": b"odd name",
+        "file://[x/y.jpg": "fetch_denied",
+        f"file://elsewhere{tmp_path}/good": "fetch_denied",
+        "s3://[x/y.jpg": "fetch_failed",
         "http://127.0.0.1/x": "fetch_denied",
         "nosuch://x/y": "fetch_denied",
     }
@@ -160,9 +166,43 @@ def test_urls_keep_to_the_prefixes_that_are_declared_for_their_scheme(tmp_path: 
     for name in ("allowed/one", "allowedbutnot/two"):
         with fsspec.open(f"{s3}/{name}", "wb") as file:
             file.write(b"bytes")
-    references = [f"{s3}/allowed/one", f"{s3}/allowedbutnot/two", f"{s3}/allowed/../allowedbutnot/two"]
-    rows = fetched(references, tmp_path, roots=(f"{s3}/allowed",))
-    assert rows[schema.REASON].to_pylist() == [None, "fetch_denied", "fetch_denied"]
+    other_name = f"{s3}/allowed/one".replace("s3://", "s3a://")
+    references = [f"{s3}/allowed/one", f"{s3}/allowedbutnot/two", f"{s3}/allowed/../allowedbutnot/two", other_name]
+    rows = fetched(references, tmp_path, roots=(f"{s3}/allowed",), schemes=("s3", "s3a"))
+    assert rows[schema.REASON].to_pylist() == [None, "fetch_denied", "fetch_denied", "fetch_denied"]
+
+
+def test_files_of_this_machine_have_no_second_name(tmp_path: Path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    rows = fetched([f"local://{tmp_path}/secret"], tmp_path / "in", schemes=("local",))
+    assert rows[schema.REASON].to_pylist() == ["fetch_denied"]
+
+
+def test_a_filesystem_may_raise_what_it_likes(tmp_path: Path):
+    class Odd(fsspec.AbstractFileSystem):
+        protocol = "odd"
+
+        def _open(self, path: str, *arguments: object, **options: object) -> object:
+            raise OddError("status 503")
+
+    class OddError(Exception):
+        pass
+
+    fsspec.register_implementation("odd", Odd, clobber=True)
+    rows = fetched(["odd://x/y"], tmp_path, schemes=("odd",))
+    assert rows[schema.REASON].to_pylist() == ["fetch_failed"]
+    assert "status 503" in rows[schema.ERROR][0].as_py()
+
+
+def test_what_this_machine_lacks_is_no_rows_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "good").write_bytes(b"bytes")
+
+    def full(*arguments: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        fetched([str(tmp_path / "good")], tmp_path)
 
 
 def test_a_shard_far_away_cannot_name_files_of_this_machine_unless_they_are_declared(tmp_path: Path):

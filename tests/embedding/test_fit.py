@@ -7,6 +7,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from jobs.benchmark.material import photographs
+from pipeline.embedding import fit
 from pipeline.embedding.fit import fitted, pixels_of
 from pipeline.model import OPENAI_MEAN, OPENAI_STD, Limits, PreprocessSpec
 from tests.conftest import encoded, saved
@@ -28,6 +29,19 @@ def padded(data: bytes, edge: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_padded_pixels_are_bit_equal_to_ten_lines_of_pillow(size: tuple[int, int], kind: str):
     data = encoded(1, *size, kind=kind)
+    np.testing.assert_array_equal(pixels_of(data, SPEC), padded(data, 64))
+
+
+def test_no_limit_changes_a_pixel():
+    for size in ((1200, 400), (400, 1200), (40, 1000), (1000, 40)):
+        data = encoded(2, *size)
+        small = replace(SPEC, limits=Limits(max_image_bytes=1 << 20, max_image_pixels=500_000, max_decode_s=1.0))
+        np.testing.assert_array_equal(pixels_of(data, small), padded(data, 64))
+
+
+@pytest.mark.parametrize("size", [(12_000, 4_000), (600, 9_000)])
+def test_large_pictures_are_padded_bit_by_bit_too(size: tuple[int, int]):
+    data = encoded(2, *size)
     np.testing.assert_array_equal(pixels_of(data, SPEC), padded(data, 64))
 
 
@@ -89,9 +103,9 @@ def test_a_thread_of_a_picture_does_not_ask_for_gigabytes(
 
     monkeypatch.setattr(Image, "new", watched_new)
     monkeypatch.setattr(Image.Image, "resize", watched_resize)
-    spec = replace(SPEC, resize_mode=resize_mode, limits=Limits(max_image_pixels=30_000_000))
+    spec = replace(SPEC, resize_mode=resize_mode)
     pixels = fitted(image, spec)
-    assert max(asked) <= spec.limits.max_image_pixels
+    assert max(asked) <= fit.MAX_RESIZED_PIXELS
     assert pixels.shape == (3, 64, 64)
     if resize_mode in ("shortest", "squash"):
         assert not pixels.any()  # nothing but the picture

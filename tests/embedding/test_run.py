@@ -209,7 +209,7 @@ def test_a_table_never_mixes(corpus: Path, tmp_path: Path, changes: dict, said: 
         embed(config(corpus, tmp_path / "store", **changes))
 
 
-def test_other_weights_mean_or_revision_are_another_space_and_an_append_is_refused(corpus: Path, tmp_path: Path):
+def test_other_weights_or_another_mean_are_another_space_and_an_append_is_refused(corpus: Path, tmp_path: Path):
     embed(config(corpus, tmp_path / "store"))
     space = read_record(Store(str(tmp_path / "store")), "t").space
     for change in ("weights", "mean"):

@@ -7,6 +7,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from pipeline.embedding import sandbox as sandbox_module
 from pipeline.embedding.fit import pixels_of
 from pipeline.embedding.sandbox import Sandbox
 from pipeline.model import OPENAI_MEAN, OPENAI_STD, Limits, PreprocessSpec
@@ -98,6 +99,80 @@ def test_an_image_that_kills_twice_is_the_one_that_is_rejected(monkeypatch: pyte
     assert reasons == [*bad, *["not_an_image", None, None, None, None][len(bad) :]]
     assert "died of it, twice" in str(outcomes[0])
     np.testing.assert_array_equal(pixels[3:], [pixels_of(image, SPEC) for image in GOOD[2:]])
+    sandbox.close()
+
+
+def test_large_images_are_given_to_it_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    """128 of them would not fit into its memory bound; three of these do not either."""
+    monkeypatch.setattr(sandbox_module, "EXTRA_BYTES", 300 << 20)
+    large = encoded(1) + bytes(60 << 20)
+    limits = Limits(max_image_pixels=1_000_000, max_image_bytes=61 << 20)
+    sandbox = Sandbox(PreprocessSpec(64, 64, OPENAI_MEAN, OPENAI_STD, limits=limits))
+    pixels, outcomes = sandbox.pixels([large] * 12)
+    assert outcomes == [None] * 12
+    assert (pixels == pixels_of(encoded(1), SPEC)).all()
+    assert [len(group) for group in sandbox_module._groups(dict(enumerate([b"x" * (20 << 20)] * 7)))] == [3, 3, 1]
+    sandbox.close()
+
+
+def test_an_interrupted_call_does_not_poison_the_next(monkeypatch: pytest.MonkeyPatch):
+    sandbox = Sandbox(SPEC)
+    with monkeypatch.context() as patched:
+        patched.setattr(Sandbox, "_reply", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sandbox.pixels([b"text", GOOD[0]])
+    pixels, outcomes = sandbox.pixels([GOOD[1], b"text"])
+    assert [outcome.reason if outcome else None for outcome in outcomes] == [None, "not_an_image"]
+    np.testing.assert_array_equal(pixels[0], pixels_of(GOOD[1], SPEC))
+    sandbox.close()
+
+
+def interrupt(sandbox: Sandbox, memory: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_process_that_waits_for_ever_is_ended_by_the_clock_on_the_wall(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sandbox_module, "WALL_EXTRA_S", 0.5)
+    sandbox = Sandbox(PreprocessSpec(64, 64, OPENAI_MEAN, OPENAI_STD, limits=Limits(max_decode_s=0.05)))
+    sandbox.pixels([b"text"])
+    os.kill(sandbox._process.pid, signal.SIGSTOP)
+    _, outcomes = sandbox.pixels([GOOD[0], b"text"])
+    assert [outcome.reason if outcome else None for outcome in outcomes] == ["too_slow", "not_an_image"]
+    assert str(outcomes[0]) == "nothing came of it within 1 s"
+    sandbox.close()
+
+
+@pytest.mark.parametrize("said", [b"[", b"[7]", b'{"a": 1}', b'["x", "null", ""]', b'[0, "no such reason", ""]'])
+def test_a_process_that_says_what_it_should_not_is_ended(monkeypatch: pytest.MonkeyPatch, said: bytes):
+    sandbox, await_ready, lies = Sandbox(SPEC), Sandbox._await_ready, [said]
+
+    def lying(self: Sandbox) -> None:
+        await_ready(self)
+        if lies:
+            receive = self._connection.recv_bytes
+            self._connection.recv_bytes = lambda: lies.pop() if lies else receive()  # type: ignore[method-assign]
+
+    monkeypatch.setattr(Sandbox, "_await_ready", lying)
+    before = sandbox._process.pid
+    assert sandbox.pixels(GOOD)[1] == [None] * 4
+    assert sandbox._process.pid != before
+    sandbox.close()
+
+
+def test_nothing_is_left_open_after_many_batches(sandbox: Sandbox):
+    sandbox.pixels(GOOD)
+    ours, its = psutil.Process().num_fds(), child(sandbox).num_fds()
+    for _ in range(50):
+        sandbox.pixels([*GOOD, b"text"])
+    assert (psutil.Process().num_fds(), child(sandbox).num_fds()) == (ours, its)
+
+
+def test_a_limit_above_pillows_own_is_the_one_that_holds():
+    limits = Limits(max_image_pixels=200_000_000)
+    sandbox = Sandbox(PreprocessSpec(64, 64, OPENAI_MEAN, OPENAI_STD, limits=limits))
+    pixels, [reject] = sandbox.pixels([saved(Image.new("1", (14_000, 14_000), 1), "PNG")])
+    assert reject is None
+    assert (pixels == 255).all()
     sandbox.close()
 
 

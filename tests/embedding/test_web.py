@@ -267,6 +267,57 @@ def test_a_redirect_to_another_kind_of_url_is_denied(port: int, target: str):
     assert Server.asked["/image"] == 0
 
 
+@pytest.mark.parametrize("target", ["http:||[bad", "||[::1", "http:||a..b|", "http:||x:99999|"])
+def test_a_redirect_to_no_url_is_one_reject(port: int, target: str):
+    assert refusal(f"http://127.0.0.1:{port}/to/{target}", LOOPBACK).reason == "fetch_denied"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (socket.gaierror(socket.EAI_AGAIN, "try again"), "fetch_failed"),
+        (socket.gaierror(socket.EAI_FAIL, "server failure"), "fetch_failed"),
+        (OSError(24, "too many open files"), "fetch_failed"),
+        (socket.gaierror(socket.EAI_NONAME, "no such name"), "fetch_not_found"),
+    ],
+)
+def test_what_a_resolver_says_today_is_asked_again_unless_there_is_no_such_name(
+    error: OSError, reason: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(web, "FIRST_PAUSE_S", 0.01)
+    asked = []
+
+    def failing(host: str, port: int) -> list[str]:
+        asked.append(host)
+        raise error
+
+    assert refusal("http://name.example/", replace(PUBLIC, retries=2), failing).reason == reason
+    assert len(asked) == (1 if reason == "fetch_not_found" else 3)
+
+
+def test_names_that_hang_do_not_starve_the_others(port: int):
+    def some_hang(host: str, port: int) -> list[str]:
+        if host.startswith("slow"):
+            time.sleep(3)
+        return ["127.0.0.1"]
+
+    fetcher, got = Web(replace(LOOPBACK, threads=8, threads_per_host=8, timeout_s=1.0), some_hang), list[object]()
+
+    def ask(host: str) -> None:
+        try:
+            got.append(fetcher.get(f"http://{host}.example:{port}/image"))
+        except RejectedRowError as reject:
+            got.append(reject.reason)
+
+    for hosts in ([f"slow{i}" for i in range(8)], [f"fast{i}" for i in range(8)]):
+        threads = [threading.Thread(target=ask, args=(host,)) for host in hosts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert got == ["fetch_timeout"] * 8 + [b"image bytes"] * 8
+
+
 def test_redirects_end(port: int):
     assert refusal(f"http://127.0.0.1:{port}/loop", LOOPBACK).reason == "fetch_failed"
     assert sum(Server.asked.values()) == web.MAX_REDIRECTS + 1
