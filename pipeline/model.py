@@ -35,7 +35,7 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 WHITE = (255, 255, 255)
 
 ResizeMode = Literal["pad", "shortest", "longest", "squash"]  # ours, then open_clip's
-RESIZE_MODES = ("shortest", "longest", "squash")
+RESIZE_MODES: dict[str, ResizeMode] = {"shortest": "shortest", "longest": "longest", "squash": "squash"}
 # What open_clip's eval transform makes of each.
 INTERPOLATIONS: dict[str, Literal["bicubic", "bilinear"]] = {
     "bicubic": "bicubic",
@@ -124,7 +124,9 @@ class Checkpoint:
                 f"{interpolation!r}; OpenCLIP has {', '.join(RESIZE_MODES)} and {', '.join(INTERPOLATIONS)}"
             )
         fill = tuple(int(level) for level in _three(wanted.get("fill_color") or 0))
-        return replace(ours, resize_mode=resize_mode, interpolation=INTERPOLATIONS[interpolation], fill=fill)
+        return replace(
+            ours, resize_mode=RESIZE_MODES[resize_mode], interpolation=INTERPOLATIONS[interpolation], fill=fill
+        )
 
     def space(self, spec: PreprocessSpec, dimensions: int | None) -> str:
         """Hash what makes vectors comparable: model config, weights, tokenizer, preprocessing, output dimensions.
@@ -208,9 +210,7 @@ def _text_folder(name: str, hf_model_name: str | None) -> Path | None:
     except (OSError, ValueError) as error:
         raise InputError(f"model {name!r}: no {TEXT_CONFIG_FILE} of its text tower {hf_model_name}: {error}") from error
     if runs_code:
-        raise InputError(
-            f"model {name!r}: text tower {hf_model_name} wants auto_map; code of a checkpoint is never run"
-        )
+        raise InputError(f"model {name!r}: text tower {hf_model_name} wants auto_map; such code is never run")
     return folder
 
 

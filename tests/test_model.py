@@ -149,7 +149,7 @@ def test_the_config_of_a_text_tower_of_transformers_is_part_of_the_space_and_run
     other = model.resolve(str(folder))
     assert one.space(pad(one), None) != other.space(pad(other), None)
     about.write_text('{"model_type": "trap", "auto_map": {"AutoConfig": "trap.Trap"}}')
-    with pytest.raises(InputError, match="wants auto_map; code of a checkpoint is never run"):
+    with pytest.raises(InputError, match="wants auto_map; such code is never run"):
         model.resolve(str(folder))
     about.unlink()
     with pytest.raises(InputError, match=r"no config\.json of its text tower"):

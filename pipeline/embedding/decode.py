@@ -156,33 +156,39 @@ def _rgb(image: Image.Image, kind: str | None, fill: tuple[int, ...]) -> Image.I
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         image = _grey(image, kind)
     if image.has_transparency_data:
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
         canvas = Image.new("RGB", image.size, fill)
-        canvas.paste(image, mask=image)
+        for top, band in _bands(image):
+            clear = band if band.mode == "RGBA" else band.convert("RGBA")
+            canvas.paste(clear, (0, top), clear)
         return canvas
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey(image: Image.Image, kind: str | None) -> Image.Image:
     """Scale grey levels of any range to 8 bits; a level that stands for transparency becomes an alpha channel."""
-    low = min(float(band.min()) for band in _bands(image))
-    high = max(float(band.max()) for band in _bands(image))
+    low = min(float(_levels(band).min()) for _, band in _bands(image))
+    high = max(float(_levels(band).max()) for _, band in _bands(image))
     black, white = (low, high) if low < 0 else (0.0, _white(high, image.mode, kind))
-    scale = 255.0 / ((white - black) or 1.0)
-    grey = np.concatenate([((band - black) * scale).astype(np.uint8) for band in _bands(image)])
     transparent = image.info.get("transparency")
-    if not isinstance(transparent, int):
-        return Image.fromarray(grey)
-    alpha = np.concatenate([np.where(band == transparent, 0, 255).astype(np.uint8) for band in _bands(image)])
-    return Image.fromarray(np.stack([grey, alpha], axis=2))
+    grey = Image.new("LA" if isinstance(transparent, int) else "L", image.size)
+    for top, band in _bands(image):
+        levels = _levels(band)
+        scaled = Image.fromarray(((levels - black) * (255.0 / ((white - black) or 1.0))).astype(np.uint8))
+        if isinstance(transparent, int):
+            scaled.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))
+        grey.paste(scaled, (0, top))
+    return grey
 
 
-def _bands(image: Image.Image) -> Iterator[NDArray[np.float64]]:
-    """Yield an image's levels some rows at a time: all of them in float64 would be eight bytes a pixel."""
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield a picture some rows at a time, each with where it starts: what is made of all of it would be gigabytes."""
     rows = max(1, BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
-        band = image.crop((0, top, image.width, min(image.height, top + rows)))
-        yield np.nan_to_num(np.asarray(band).astype(np.float64), posinf=0.0, neginf=0.0)
+        yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
+
+
+def _levels(band: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(band).astype(np.float64), posinf=0.0, neginf=0.0)
 
 
 def _white(high: float, mode: str, kind: str | None) -> float:

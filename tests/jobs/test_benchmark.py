@@ -20,12 +20,13 @@ def test_bad_images_and_mutations_come_out_as_rows(
     for i in range(14):
         (tmp_path / "images" / f"{i}").write_bytes(encoded(i, kind=kinds[i % 7]))
     (tmp_path / "images" / "text").write_bytes(b"no image at all")
+    monkeypatch.setattr(hostile, "_giants", lambda: [encoded(99, 900, 900)])  # real ones take half a minute
     config = HostileConfig(
         images=str(tmp_path / "images"), out=str(tmp_path), model=str(DEMO_MODEL), good=7, mutations=400
     )
     hostile.hostile(config)
     measured = json.loads((tmp_path / "hostile.json").read_text())
-    assert [measured[name]["rows"] for name in ("good", "folder", "mutations")] == [15, 15, 400]
+    assert [measured[name]["rows"] for name in ("good", "folder", "mutations", "giants")] == [15, 15, 400, 1]
     assert (measured["good"]["embedded"], measured["folder"]["embedded"]) == (15, 14)
     assert 50 < measured["mutations"]["embedded"] < 350
     assert "workers lost: 0" in capsys.readouterr().out
