@@ -40,7 +40,7 @@ class Hostile:
     reasons: dict[str, int]
     seconds: float
     peak_bytes: int
-    workers_lost: int  # so far
+    workers_lost: int
 
 
 def hostile(config: HostileConfig) -> None:
@@ -76,7 +76,7 @@ def hostile(config: HostileConfig) -> None:
         print(name, asdict(result))
     extra = {name: result.peak_bytes - results["good"].peak_bytes for name, result in results.items()}
     print("memory beyond that of good pictures, MB:", {name: round(size / 1e6) for name, size in extra.items()})
-    lost = max(result.workers_lost for result in results.values())
+    lost = sum(result.workers_lost for result in results.values())
     print(f"workers lost: {lost}")
     if max(extra["folder"], extra["mutations"]) > MAX_EXTRA_BYTES or extra["giants"] > MAX_GIANT_BYTES or lost:
         raise IncompleteError(
@@ -125,6 +125,7 @@ def _mutated(images: list[bytes], rng: np.random.Generator) -> bytes:
 
 
 def _run(config: HostileConfig, folder: str, name: str, rows: int) -> Hostile:
+    restarts_before = _actor_restarts()
     with peak_memory() as peak:
         report = embed(
             EmbedConfig(
@@ -136,7 +137,8 @@ def _run(config: HostileConfig, folder: str, name: str, rows: int) -> Hostile:
         )
     if report.embedded + report.rejected != rows:
         raise IncompleteError(f"{rows} rows in, {report.embedded} embedded, {report.rejected} rejected")
-    return Hostile(rows, report.embedded, report.rejected, report.reasons, report.seconds, peak[0], _actor_restarts())
+    lost = _actor_restarts() - restarts_before
+    return Hostile(rows, report.embedded, report.rejected, report.reasons, report.seconds, peak[0], lost)
 
 
 def _actor_restarts() -> int:

@@ -57,6 +57,7 @@ def write_table(store_url: str, table: str, vectors: np.ndarray, unit_rows: int)
                     schema.SHARD: [unit.shard] * unit.rows,
                     schema.ROW: numbers[span],
                     schema.ROW_ID: [f"row-{number}" for number in numbers[span]],
+                    schema.ENCODER: ["cpu fp32"] * unit.rows,
                     schema.VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(padded[span].reshape(-1)), d),
                     **schema.outcome_columns(reasons, reasons),
                     "number": numbers[span],

@@ -20,6 +20,8 @@ def test_bad_images_and_mutations_come_out_as_rows(
     for i in range(14):
         (tmp_path / "images" / f"{i}").write_bytes(encoded(i, kind=kinds[i % 7]))
     (tmp_path / "images" / "text").write_bytes(b"no image at all")
+    for bound in ("MAX_EXTRA_BYTES", "MAX_GIANT_BYTES"):  # workers of other tests come and go meanwhile
+        monkeypatch.setattr(hostile, bound, 16 << 30)
     monkeypatch.setattr(hostile, "_giants", lambda: [encoded(99, 900, 900)])  # real ones take half a minute
     config = HostileConfig(
         images=str(tmp_path / "images"), out=str(tmp_path), model=str(DEMO_MODEL), good=7, mutations=400
