@@ -187,7 +187,7 @@ def _read_remote(url: str, spec: FetchSpec) -> bytes:
         raise RejectedRowError(Reason.FETCH_TIMEOUT, f"{url}: {error}") from error
     except RejectedRowError:
         raise
-    except Exception as error:
+    except Exception as error:  # each filesystem has errors of its own, which share no class
         if isinstance(error, OSError) and error.errno in OURS:
             raise
         raise RejectedRowError(Reason.FETCH_FAILED, f"{url}: {error}") from error

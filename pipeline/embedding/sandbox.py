@@ -125,9 +125,7 @@ class Sandbox:
                     )
                     tasks, deaths = tasks[1:], 0
             except BaseException:  # an interrupt: what the process would still say of this must not meet the next call
-                self._connection.close()
-                self._process.kill()
-                self._process.wait()
+                self.close()
                 self._start()
                 raise
 
