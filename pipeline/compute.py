@@ -7,7 +7,7 @@ of the actor pools. Knows nothing of images.
 import logging
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.data import DataContext
@@ -28,17 +28,43 @@ UNSAFE_VARIABLES = (
 )
 
 
+# Rows that travel together: on a CPU small, so that encoding starts a second after decoding; more where many encoders
+# share one driver, which spends some ms on each block (jobs/BENCHMARKS.md, scaling); on a GPU its largest batch.
+CPU_BLOCK_ROWS, GPU_BLOCK_ROWS = 128, 1024
+MIN_BLOCK_ROWS = 16
+# Blocks in flight for each actor and reader: the one it works on, the one it makes, and one waiting on either side.
+BLOCKS_IN_FLIGHT = 4
+STORE_SHARE = 0.5  # of Ray's object store that blocks may fill; Ray spills to disk when it is full
+LARGE_IMAGE = 256 << 10  # bytes; a JPEG of a megapixel or so, which takes 10 ms to decode
+THREADS_PER_ENCODER = 16  # beyond these a batch's matrices are too small to share out further
+
+
 @dataclass(frozen=True)
 class Pools:
-    """How many actors of each kind, and what each asks of Ray."""
+    """How many actors of each kind, what each asks of Ray, and what is between them."""
 
     readers: int
+    fetchers: int
     preprocessors: int
     preprocessor_cpus: float
     encoders: int
     encoder_gpus: float
     encoder_threads: int | None
     writers: int
+    block_rows: int
+    in_flight_bytes: int  # of all blocks between the steps
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job needs to know its pools by."""
+
+    row_bytes: int  # of one row's pixels
+    picture_bytes: int  # that decoding one picture may take
+    image_bytes: int | None  # of one image as it is stored, in the mean; None: not known
+    fetches: bool
+    threads: int | None = None  # of one encoder on CPUs; None: up to THREADS_PER_ENCODER
+    memory_budget: int | None = None  # bytes on each node, beside the model and Ray's own processes
 
 
 def start_ray() -> None:
@@ -58,30 +84,88 @@ def start_ray() -> None:
     context.print_on_execution_start = False
 
 
-def pools() -> Pools:
-    """Share the cluster out between decoding and encoding.
+def pools(request: Request) -> Pools:
+    """Share the cluster out between decoding and encoding, within a budget of memory.
 
-    With GPUs: an encoder on each, and on every CPU but one in eight a preprocessor. Without: on each node an encoder
-    that computes with all its CPUs, beside one preprocessor for every four CPUs: decoding a 640 x 480 JPEG takes a
-    quarter of the time of encoding it with ViT-B-32 in bf16, and less than that in float32. Readers wait for storage
-    more than for processors; but each is a process that takes two CPU seconds to start, so there are few.
+    With GPUs: an encoder on each, and on every CPU but one in eight a preprocessor. Without: on each node encoders of
+    at most 16 threads, which together compute with all its CPUs, beside one preprocessor for every four CPUs: decoding
+    a 640 x 480 JPEG takes a tenth to a quarter of the CPU time of encoding it with ViT-B-32. Where images are larger
+    than LARGE_IMAGE, or of unknown size, a preprocessor for every CPU: decoding may be what takes longest.
+    Readers wait for storage more than for processors; but each is a process that takes two CPU seconds to start, so
+    there are few.
 
     Raises:
-        InputError: there is no CPU.
+        InputError: there is no CPU, too few for the steps to run beside each other, or too little memory.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    if not cpus:
+    nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
+    if not nodes:
         raise InputError("cluster: no node has a whole CPU; wanted at least one with four")
+    return _fitted_to_memory(_shares(nodes, request), nodes, request)
+
+
+def _shares(nodes: list[dict[str, float]], request: Request) -> Pools:
+    """Count actors by CPUs and GPUs alone."""
+    cpus = [int(node["CPU"]) for node in nodes]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
         preprocessors = max(1, sum(cpus) - max(2, sum(cpus) // 8))
         preprocessor_cpus = min(1.0, sum(cpus) / 2 / preprocessors)
-        return Pools(max(2, preprocessors // 2), preprocessors, preprocessor_cpus, gpus, 1.0, None, gpus)
-    # A small machine claims more logical CPUs than it has (MIN_LOGICAL_CPUS); threads are for those it has.
-    cores = min(cpus[0], available_cpus()) if len(cpus) == 1 else max(cpus)
-    preprocessors = sum(max(1, min(count, cores) // 4) for count in cpus)
-    return Pools(2 * len(cpus), preprocessors, 0.5, len(cpus), 0.0, cores, len(cpus))
+        readers, encoders, threads, block_rows = max(2, preprocessors // 2), gpus, None, GPU_BLOCK_ROWS
+    else:
+        # A small machine claims more logical CPUs than it has (MIN_LOGICAL_CPUS); threads are for those it has.
+        cores = [min(cpus[0], available_cpus())] if len(cpus) == 1 else cpus
+        threads = request.threads or min(THREADS_PER_ENCODER, max(cores))
+        encoders = sum(max(1, count // threads) for count in cores)
+        is_large = request.image_bytes is None or request.image_bytes > LARGE_IMAGE
+        preprocessors = sum(max(1, count if is_large else count // 4) for count in cores)
+        preprocessor_cpus = min(0.5, sum(cpus) / 2 / preprocessors)
+        readers, block_rows = 2 * len(cpus), CPU_BLOCK_ROWS * min(8, encoders)
+    fetchers = readers if request.fetches else 0
+    # Actors are placed first; what is left must do for a read and a write, or nothing ever moves.
+    wanted = preprocessors * preprocessor_cpus + (fetchers + 2) * TASK_CPUS
+    if wanted > sum(cpus):
+        raise InputError(
+            f"cluster: {sum(cpus)} CPUs; wanted at least {wanted:g} for the steps to run beside each other"
+        )
+    return Pools(
+        readers=readers,
+        fetchers=fetchers,
+        preprocessors=preprocessors,
+        preprocessor_cpus=preprocessor_cpus,
+        encoders=encoders,
+        encoder_gpus=1.0 if gpus else 0.0,
+        encoder_threads=threads,
+        writers=max(1, gpus or len(cpus)),
+        block_rows=block_rows,
+        in_flight_bytes=0,
+    )
+
+
+def _fitted_to_memory(shares: Pools, nodes: list[dict[str, float]], request: Request) -> Pools:
+    """Take preprocessors away, then rows from blocks, until what may be in memory at once is within the budget."""
+    store_bytes = int(STORE_SHARE * sum(node.get("object_store_memory", 0) for node in nodes))
+    preprocessors = shares.preprocessors
+    if request.memory_budget is not None:
+        budget = request.memory_budget * len(nodes)
+        preprocessors = min(preprocessors, budget // 2 // request.picture_bytes)
+        if preprocessors == 0:
+            raise InputError(
+                f"memory_budget: {request.memory_budget} bytes a node; wanted at least {2 * request.picture_bytes}, "
+                "half of it for one picture of preprocess.max_image_pixels: lower that"
+            )
+        store_bytes = min(store_bytes, budget - preprocessors * request.picture_bytes)
+    actors = shares.readers + shares.fetchers + preprocessors + shares.encoders
+    block_rows = shares.block_rows
+    while block_rows > MIN_BLOCK_ROWS and BLOCKS_IN_FLIGHT * actors * block_rows * request.row_bytes > store_bytes:
+        block_rows //= 2
+    in_flight_bytes = BLOCKS_IN_FLIGHT * actors * block_rows * request.row_bytes
+    if in_flight_bytes > store_bytes:
+        raise InputError(
+            f"memory: {actors} actors with {BLOCKS_IN_FLIGHT} blocks of {block_rows} rows each are {in_flight_bytes} "
+            f"bytes; Ray's object store, or memory_budget, leaves {store_bytes}"
+        )
+    return replace(shares, preprocessors=preprocessors, block_rows=block_rows, in_flight_bytes=in_flight_bytes)
 
 
 def _local_options() -> dict[str, object]:

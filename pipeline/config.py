@@ -34,6 +34,7 @@ from pipeline.errors import InputError
 Fit = Literal["pad", "model"]
 Decode = Literal["exact", "scaled"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Corpus = Literal["jpeg-640x480", "jpeg-4000x3000", "png-512", "mixed"]
 Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"]
 
 # Nothing that runs an interpreter (EPS) or that nobody photographs with. MPO comes through JPEG; naming it breaks
@@ -110,7 +111,9 @@ class EncodeConfig(Config):
     dimensions: PositiveInt | None = None
     """Keep the first D coordinates and normalise again; for models trained for that."""
     batch_size: PositiveInt | None = None
-    """Images at a time on the device; None: 256 on a GPU, 64 on a CPU."""
+    """Images at a time on the device; None: tried out on the first rows, and remembered for the device and model."""
+    threads: PositiveInt | None = None
+    """CPU threads of one encoder; None: all that the node has, up to 16. A node has as many encoders as that leaves."""
 
 
 class TableConfig(Config):
@@ -137,6 +140,8 @@ class EmbedConfig(TableConfig):
     encode: EncodeConfig = EncodeConfig()
     unit_rows: PositiveInt = 8192
     """Rows planned, written and committed together; what a crash costs, and one receipt each."""
+    memory_budget: ByteSize | None = None
+    """What blocks and decoders may take in memory on each node, beside model and Ray; None: half of Ray's store."""
     max_reject_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     """More rejects than this share of the rows end the run with status 3."""
     partition_by: tuple[str, ...] = ()
@@ -221,18 +226,18 @@ class ServeConfig(SearchConfig):
 
 
 class ThroughputConfig(Config):
-    """Measure decoding, encoding and the pipeline on this machine: python -m jobs.benchmark throughput."""
+    """Measure decoding, encoding and the embed job on this machine: python -m jobs.benchmark throughput."""
 
     out: str = "out/benchmark"
-    """Where corpus, weights, tables and the result go."""
+    """Where corpora, weights, tables and the result go."""
+    model: str | None = None
+    """As in the embed job; None: random weights of the architecture."""
     architecture: str = "ViT-B-32"
-    """Any of OpenCLIP's; its weights are random."""
+    """Any of OpenCLIP's."""
+    corpora: tuple[Corpus, ...] = ("jpeg-640x480",)
+    """Pictures to make and embed; mixed is seven small JPEGs, two PNGs and one large JPEG of ten."""
     images: PositiveInt = 2048
-    """Rows of the corpus."""
-    width_px: PositiveInt = 640
-    """Of each image."""
-    height_px: PositiveInt = 480
-    """Of each image."""
+    """Rows of each corpus."""
     fit: Fit = "pad"
     """As in the embed job."""
     decode: Decode = "exact"
@@ -240,7 +245,24 @@ class ThroughputConfig(Config):
     precision: Precision | None = None
     """As in the embed job."""
     passes: PositiveInt = 3
-    """Times that the pipeline runs; medians count."""
+    """Times that the job runs; medians count."""
+
+
+class ScalingConfig(Config):
+    """Measure where the graph, its planning and its commits stop scaling: python -m jobs.benchmark scaling."""
+
+    out: str = "out/benchmark"
+    """Where made-up shards, tables and the result go."""
+    encoders: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16, 32)
+    """Logical encoders of the simulated clusters, each beside a CPU; they wait where a real one computes."""
+    images_per_s: float = Field(default=312.0, gt=0.0)
+    """Of one encoder; 312 is what clip-retrieval published for ViT-L/14 on an A100."""
+    seconds: float = Field(default=40.0, gt=0.0)
+    """How long each of the clusters should be busy, start-up apart."""
+    shards: PositiveInt = 100_000
+    """Made-up shards of 10,000 rows for planning and resuming."""
+    commits: PositiveInt = 2000
+    """Receipts to write."""
 
 
 class ParityConfig(Config):

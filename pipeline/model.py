@@ -14,10 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-from pipeline.config import FORMATS, Decode, Fit, Format
+from pipeline.config import FORMATS, Decode, Fit, Format, Precision
 from pipeline.errors import InputError
 
 CONFIG_FILE = "open_clip_config.json"
@@ -70,6 +67,25 @@ class PreprocessSpec:
     fill: tuple[int, ...] = WHITE  # behind transparency, and around a picture that is padded
     decode: Decode = "exact"
     limits: Limits = DEFAULT_LIMITS
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of one picture's pixels."""
+        return 3 * self.height_px * self.width_px
+
+
+@dataclass(frozen=True)
+class EncodeSpec:
+    """Which weights, in which precision, and what of their output is kept."""
+
+    model: str  # as resolve takes it, on whatever machine the encoder runs
+    space: str  # what is loaded must be of it
+    preprocess: PreprocessSpec
+    precision: Precision | None = None
+    dimensions: int | None = None
+    batch_size: int | None = None
+    threads: int | None = None  # CPU threads; None leaves torch's choice
+    allow_pickle_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -285,6 +301,9 @@ def _repository_of_tag(name: str) -> str:
 
 
 def _download(name: str, repository: str, revision: str | None, wanted: list[str]) -> Path:
+    from huggingface_hub import snapshot_download  # every process that decodes would import it
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

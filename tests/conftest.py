@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before any import of ray
 os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="rayclip-cache-")  # what other runs found out is not ours
 
 import numpy as np
 import pyarrow as pa

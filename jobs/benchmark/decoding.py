@@ -17,8 +17,9 @@ from PIL import Image
 from jobs.benchmark.material import make_checkpoint, photographs, saved
 from pipeline import model
 from pipeline.config import Decode, DecodingConfig, Fit
-from pipeline.embedding.encode import Encode, EncodeSpec
+from pipeline.embedding.encode import Encode
 from pipeline.embedding.fit import pixels_of
+from pipeline.model import EncodeSpec
 
 LONG_EDGES_PX = (640, 1024, 2048, 4032)  # the web, the web, a screenshot, a phone of 12 million pixels
 FITS: tuple[Fit, ...] = ("pad", "model")

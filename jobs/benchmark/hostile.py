@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from ray._private import state
 
-from jobs.benchmark.material import peak_memory, saved
+from jobs.benchmark.material import saved
+from jobs.benchmark.watch import Watch
 from pipeline import compute, model
 from pipeline.config import EmbedConfig, HostileConfig, SourceConfig
 from pipeline.embedding.run import embed
@@ -126,7 +127,7 @@ def _mutated(images: list[bytes], rng: np.random.Generator) -> bytes:
 
 def _run(config: HostileConfig, folder: str, name: str, rows: int) -> Hostile:
     restarts_before = _actor_restarts()
-    with peak_memory() as peak:
+    with Watch() as watch:
         report = embed(
             EmbedConfig(
                 store=f"{folder}/store",
@@ -138,7 +139,7 @@ def _run(config: HostileConfig, folder: str, name: str, rows: int) -> Hostile:
     if report.embedded + report.rejected != rows:
         raise IncompleteError(f"{rows} rows in, {report.embedded} embedded, {report.rejected} rejected")
     lost = _actor_restarts() - restarts_before
-    return Hostile(rows, report.embedded, report.rejected, report.reasons, report.seconds, peak[0], lost)
+    return Hostile(rows, report.embedded, report.rejected, report.reasons, report.seconds, watch.peak_bytes, lost)
 
 
 def _actor_restarts() -> int:

@@ -1,16 +1,12 @@
-"""What benchmarks are made with: photographs, pictures like them, checkpoints of random weights, a watch on memory."""
+"""What benchmarks are made with: photographs, pictures like them, checkpoints of random weights."""
 
 import io
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
-import psutil
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -134,30 +130,3 @@ def make_text_parts(folder: Path, text_cfg: dict[str, Any]) -> None:  # a config
 
         RobertaConfig(vocab_size=1000, num_hidden_layers=4).save_pretrained(folder / "text")
         text_cfg["hf_model_name"] = str((folder / "text").resolve())
-
-
-@contextmanager
-def peak_memory() -> Iterator[list[int]]:
-    """Watch the memory of this process and all below it, what they share counted once: the peak so far, in bytes."""
-    peak, stop = [0], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.5):
-            processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-            peak[0] = max(peak[0], sum(_own_bytes(process) for process in processes))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        stop.set()
-        watcher.join()
-
-
-def _own_bytes(process: psutil.Process) -> int:
-    try:
-        memory = process.memory_full_info()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return 0
-    return int(getattr(memory, "pss", memory.uss))

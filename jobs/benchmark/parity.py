@@ -19,10 +19,11 @@ from PIL import Image
 
 from jobs.benchmark.material import make_checkpoint, photographs, saved
 from pipeline import model
-from pipeline.config import Fit, ParityConfig
-from pipeline.embedding.encode import Encode, EncodeSpec
+from pipeline.config import Fit, ParityConfig, Precision
+from pipeline.embedding.encode import Encode
 from pipeline.embedding.fit import pixels_of
 from pipeline.errors import IncompleteError
+from pipeline.model import EncodeSpec
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ TEXTS = [
     "a drawing of a green dog with a large face and the sky and the road",
 ]
 FITS: tuple[Fit, ...] = ("pad", "model")
-PRECISIONS = (("fp32", ""), ("bf16", "_bf16"))  # and what the columns' names end in
+PRECISIONS: tuple[tuple[Precision, str], ...] = (("fp32", ""), ("bf16", "_bf16"))  # and what the columns' names end in
 FP32_BAR, BF16_BAR = 0.9999, 0.999
 
 

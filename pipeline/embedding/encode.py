@@ -5,7 +5,8 @@ tower. Architecture, sizes and tokenizer are the checkpoint's; there is no code 
 """
 
 import logging
-from dataclasses import dataclass
+import time
+import warnings
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -15,29 +16,22 @@ import open_clip
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
 
 from pipeline import model, schema
+from pipeline.embedding.batching import BatchSizes
+from pipeline.embedding.shortcuts import take_shortcuts
 from pipeline.errors import InputError
-from pipeline.model import Checkpoint, PreprocessSpec
+from pipeline.model import Checkpoint, EncodeSpec
 from pipeline.schema import Reason
 
-# On 2 cores ViT-B-32 does 16 to 128 at a time equally well (jobs/BENCHMARKS.md); a GPU wants more in flight.
-CPU_BATCH_SIZE = 64
-GPU_BATCH_SIZE = 256
+# On 2 cores ViT-B-32 does 16 to 128 at a time equally well (jobs/BENCHMARKS.md), and larger models need no more; a GPU
+# gains until it is full.
+CPU_BATCH_SIZES = (16, 32, 64)
+GPU_BATCH_SIZES = (64, 128, 256, 512, 1024)
 
-
-@dataclass(frozen=True)
-class EncodeSpec:
-    """Which weights, in which precision, and what of their output is kept."""
-
-    model: str  # as model.resolve takes it, on whatever machine the encoder runs
-    space: str  # what is loaded must be of it
-    preprocess: PreprocessSpec
-    precision: str | None = None
-    dimensions: int | None = None
-    batch_size: int | None = None
-    threads: int | None = None  # CPU threads; None leaves torch's choice
-    allow_pickle_weights: bool = False
+# Pixels come from Ray's store, which nobody may write to, and nobody does.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 class Encode:
@@ -59,9 +53,11 @@ class Encode:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.precision = spec.precision or ("bf16" if _is_fast_in_bf16(self.device) else "fp32")
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-        self.batch_size = spec.batch_size or (GPU_BATCH_SIZE if self.device.type == "cuda" else CPU_BATCH_SIZE)
         self.d = spec.dimensions or checkpoint.embed_dim
         self.model = _load(checkpoint, self.precision, self.device)
+        take_shortcuts(self.model.visual)
+        self.feeder = Feeder(self.device) if self.device.type == "cuda" else None
+        self.batch_sizes = BatchSizes(*self._candidates())
         self.description = f"{_name(self.device)} {self.precision} " + " ".join(
             f"{package} {version(package)}" for package in ("torch", "open_clip_torch", "timm")
         )
@@ -72,12 +68,15 @@ class Encode:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Replace pixels by vectors; rows with a reason, and those the model has no direction for, get zeros."""
         shape = (batch.num_rows, 3, self.spec.preprocess.height_px, self.spec.preprocess.width_px)
-        pixels = batch[schema.PIXELS].combine_chunks().flatten().to_numpy().reshape(shape)
+        pixels = batch[schema.PIXELS].combine_chunks().flatten().to_numpy().reshape(shape)  # a view, not a copy
         reasons: list[str | None] = batch[schema.REASON].to_pylist()
         errors: list[str | None] = batch[schema.ERROR].to_pylist()
         good = np.array([i for i, reason in enumerate(reasons) if reason is None], np.int64)
-        vectors = np.zeros((batch.num_rows, self.d), np.float32)
-        vectors[good] = self.encode_images(pixels[good])
+        if len(good) == len(pixels):
+            vectors = self.encode_images(pixels)
+        else:
+            vectors = np.zeros((len(pixels), self.d), np.float32)
+            vectors[good] = self.encode_images(pixels[good])
         for i in good[~vectors[good].any(axis=1)]:
             reasons[i] = Reason.ZERO_VECTOR.value
             row = batch[schema.ROW][int(i)].as_py()
@@ -105,44 +104,124 @@ class Encode:
         return open_clip.get_tokenizer(location, trust_remote_code=False)  # whatever the config says
 
     def encode_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Encode pixels (n, 3, h, w) to vectors (n, d) of norm 1; zeros where the model's output is not usable."""
-        vectors = np.empty((len(pixels), self.d), np.float32)
-        for start in range(0, len(pixels), self.batch_size):
-            stop = start + self.batch_size
-            vectors[start:stop] = self._image_batch(torch.from_numpy(pixels[start:stop]))
-        return vectors
+        """Encode pixels (n, 3, h, w) to vectors (n, d) of norm 1; zeros where the model's output is not usable.
+
+        Raises:
+            torch.OutOfMemoryError, RuntimeError: there is no memory for a single image.
+        """
+        outputs: list[torch.Tensor] = []
+        start = 0
+        while start < len(pixels):
+            size = self.batch_sizes.next(len(pixels) - start)
+            began = time.perf_counter()
+            output = self._image_batch(pixels[start : start + size])
+            if output is None:
+                self.batch_sizes.failed(size)
+                continue
+            if self.batch_sizes.is_trying and self.feeder is not None:
+                torch.cuda.synchronize()
+            self.batch_sizes.took(size, time.perf_counter() - began)
+            outputs.append(output)
+            start += size
+        if not outputs:
+            return np.empty((0, self.d), np.float32)
+        return np.asarray(torch.cat(outputs).cpu().numpy(), np.float32)
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
         """Encode texts to vectors (n, d) of norm 1 by the checkpoint's own tokenizer and text tower."""
         with torch.inference_mode():
             tokens = self.tokenizer(texts).to(self.device)
-            return self._normalised(self.model.encode_text(tokens))
+            return np.asarray(self._normalised(self.model.encode_text(tokens)).cpu().numpy(), np.float32)
 
     @torch.inference_mode()
-    def _image_batch(self, pixels: torch.Tensor) -> NDArray[np.float32]:
-        levels = pixels.to(self.device, non_blocking=True).float()  # (n, 3, h, w) float32, on device
-        levels.sub_(self.mean_level).div_(self.std_level)
-        return self._normalised(self.model.encode_image(levels.to(self.dtype)))
+    def _image_batch(self, pixels: NDArray[np.uint8]) -> torch.Tensor | None:
+        """Start encoding a batch, to vectors on the device; None if memory ran out. A GPU may still work on it."""
+        try:
+            batch = torch.from_numpy(pixels) if self.feeder is None else self.feeder.put(pixels)
+            levels = batch.float()  # (n, 3, h, w) float32, on device
+            levels.sub_(self.mean_level).div_(self.std_level)
+            return self._normalised(self.model.encode_image(levels.to(self.dtype)))
+        except RuntimeError as error:
+            if len(pixels) == 1 or not _is_out_of_memory(error):
+                raise
+        if self.feeder is not None:  # out here, where the exception no longer holds what it was raised over
+            torch.cuda.empty_cache()
+        return None
 
-    def _normalised(self, output: torch.Tensor) -> NDArray[np.float32]:
+    def _normalised(self, output: torch.Tensor) -> torch.Tensor:
         """Keep the first d coordinates and give them norm 1, in float32 whatever the model computed in."""
         kept = torch.nn.functional.normalize(output.float()[:, : self.d], dim=1)
-        kept = torch.where(kept.isfinite().all(dim=1, keepdim=True), kept, 0.0)
-        return np.asarray(kept.cpu().numpy(), np.float32)
+        return torch.where(kept.isfinite().all(dim=1, keepdim=True), kept, 0.0)
+
+    def _candidates(self) -> tuple[tuple[int, ...], str]:
+        """Give the batch sizes to choose from, and what the choice holds for."""
+        if self.spec.batch_size is not None:
+            sizes: tuple[int, ...] = (self.spec.batch_size,)
+        else:
+            sizes = CPU_BATCH_SIZES if self.feeder is None else GPU_BATCH_SIZES
+        weights = self.checkpoint.sha256[self.checkpoint.weights][:12]
+        layout = f"{torch.get_num_threads()} threads" if self.feeder is None else "1 stream"
+        return sizes, f"{weights} {_name(self.device)} {self.precision} {layout} torch {version('torch')}"
+
+
+class Feeder:
+    """Brings pixels to a GPU while it computes: two pinned buffers in turn, copied from on a stream of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.buffers: list[torch.Tensor | None] = [None, None]
+        self.copied = [torch.cuda.Event(), torch.cuda.Event()]  # type: ignore[no-untyped-call]
+        self.turn = 0
+
+    def put(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        """Give pixels (n, 3, h, w) on the device, there before anything that the current stream does next."""
+        self.turn = 1 - self.turn
+        self.copied[self.turn].synchronize()  # what was last in this buffer has left it
+        source = torch.from_numpy(pixels)
+        buffer = self.buffers[self.turn]
+        if buffer is None or buffer.numel() < source.numel():
+            buffer = self.buffers[self.turn] = torch.empty(source.numel(), dtype=torch.uint8, pin_memory=True)
+        pinned = buffer[: source.numel()].view(source.shape)
+        pinned.copy_(source)
+        with torch.cuda.stream(self.stream):
+            arrived = pinned.to(self.device, non_blocking=True)
+            self.copied[self.turn].record(self.stream)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.stream)
+        arrived.record_stream(current)  # so that its memory is not given away before
+        return arrived
+
+
+# What fills tensors with random numbers: methods, and functions of torch.nn.init, which call them out of our sight.
+RANDOM = (
+    *("normal_", "uniform_", "trunc_normal_", "orthogonal_"),
+    *("xavier_normal_", "xavier_uniform_", "kaiming_normal_", "kaiming_uniform_"),
+)
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves out the random numbers that a new model starts with: all of them are about to be replaced."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "") in RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def _load(checkpoint: Checkpoint, precision: str, device: torch.device) -> Any:  # OpenCLIP's models have no common type
     """Build the model as its config says, and load the very file that was digested, strictly."""
     logging.disable(logging.WARNING)  # of weights that are random: they are about to be replaced
     try:
-        built = open_clip.create_model(
-            f"local-dir:{checkpoint.folder}",
-            precision=precision if precision == "fp32" else f"pure_{precision}",
-            device=device,
-            load_weights=False,
-            pretrained_text=False,
-            **_pinned_text(checkpoint),
-        )
+        with _NoInitialisation():
+            built = open_clip.create_model(
+                f"local-dir:{checkpoint.folder}",
+                precision=precision if precision == "fp32" else f"pure_{precision}",
+                device=device,
+                load_weights=False,
+                pretrained_text=False,
+                **_pinned_text(checkpoint),
+            )
     finally:
         logging.disable(logging.NOTSET)
     for part in built.modules():
@@ -158,6 +237,10 @@ def _pinned_text(checkpoint: Checkpoint) -> dict[str, Any]:  # arguments of Open
         return {}
     pinned = {"hf_model_name": str(checkpoint.text_folder), "hf_model_pretrained": False}
     return {"text_cfg": {**checkpoint.config["model_cfg"]["text_cfg"], **pinned}}
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _name(device: torch.device) -> str:

@@ -4,6 +4,8 @@ A row that has no picture in it keeps its place, with zero pixels and a reason. 
 the encoder's work, on its device: uint8 is a quarter of what float32 would move. Knows nothing of Ray.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -14,13 +16,19 @@ from pipeline.model import PreprocessSpec
 
 
 class Preprocess:
-    """The step: a batch with an image column becomes a batch with a pixel column."""
+    """The step: a batch with an image column becomes batches with a pixel column."""
 
-    def __init__(self, spec: PreprocessSpec) -> None:
+    def __init__(self, spec: PreprocessSpec, max_rows: int) -> None:
         self.sandbox = Sandbox(spec)
+        self.max_rows = max_rows
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Replace encoded images by pixels; rows that already carry a reason keep it."""
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Replace encoded images by pixels, in batches of at most ``max_rows`` rows: same rows, same order."""
+        for start in range(0, max(1, batch.num_rows), self.max_rows):
+            yield self._preprocessed(batch.slice(start, self.max_rows))
+
+    def _preprocessed(self, batch: pa.Table) -> pa.Table:
+        """Rows that already carry a reason keep it."""
         reasons: list[str | None] = batch[schema.REASON].to_pylist()
         errors: list[str | None] = batch[schema.ERROR].to_pylist()
         images = [

@@ -19,10 +19,10 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipeline import schema
 from pipeline.schema import Reason
-from pipeline.store import open_parquet
+from pipeline.store import column_bytes, open_parquet
 from pipeline.table import Unit
 
-BATCH_BYTES = 16 << 20  # of encoded images; Ray Data joins batches into blocks of its own size
+BATCH_BYTES = 16 << 20  # of encoded images in memory at once, twice over
 MAX_BATCH_ROWS = 1024
 NOTHING = np.empty(0, np.int64)
 
@@ -85,17 +85,15 @@ def read_unit(unit: Unit, spec: ReadSpec, left_out: NDArray[np.int64] = NOTHING)
 
 
 def _batch_rows(footer: pq.FileMetaData, groups: range, image_column: str) -> int:
-    """Choose how many rows make BATCH_BYTES, by what the footer says of the image column."""
-    image_bytes = total_rows = 0
-    for number in groups:
-        group = footer.row_group(number)
-        total_rows += group.num_rows
-        for i in range(group.num_columns):
-            chunk = group.column(i)
-            if f"{chunk.path_in_schema}.".startswith(f"{image_column}."):
-                image_bytes += chunk.total_uncompressed_size
+    """Choose how many rows make BATCH_BYTES, by what the footer says of the image column.
+
+    A power of two: batches of such sizes add up to the encoder's without a rest.
+    """
+    total_rows = sum(footer.row_group(number).num_rows for number in groups)
+    image_bytes = column_bytes(footer, groups, image_column)
     mean_bytes = max(1, image_bytes // max(1, total_rows))
-    return int(np.clip(BATCH_BYTES // mean_bytes, 1, MAX_BATCH_ROWS))
+    rows = int(np.clip(BATCH_BYTES // mean_bytes, 1, MAX_BATCH_ROWS))
+    return 1 << (rows.bit_length() - 1)
 
 
 def _pieces(batch: pa.RecordBatch, image_column: str) -> Iterator[pa.RecordBatch]:

@@ -29,7 +29,7 @@ class Ledger:
         self.shards = set(shards)
         self.units = {unit.id: unit for unit in units}
         self.receipts = read_receipts(store, folder)
-        self.skipped = len(self.units.keys() & self.receipts.keys())
+        self.skipped = self._done = len(self.units.keys() & self.receipts.keys())
         self._parts: dict[str, list[dict[str, Any]]] = {}  # rows of schema.PART_SCHEMA
         self._mark = time.monotonic()
         self._first: float | None = None  # when rows came first in this run, and last
@@ -129,10 +129,11 @@ class Ledger:
             receipt = parse_receipt(path, self.store.read(path))
         self._mark = now
         self.receipts[unit.id] = receipt
+        self._done += 1
         logger.info(
             "unit=%s rows=%d rejects=%d seconds=%.2f images_per_s=%.1f units_done=%d units=%d",
             unit.id, unit.rows, receipt.rejected, receipt.seconds, self.images_per_s,
-            len(self.units.keys() & self.receipts.keys()), len(self.units),
+            self._done, len(self.units),
         )  # fmt: skip
 
 

@@ -1,13 +1,14 @@
 """The embed job: a source's pending units through read, fetch, preprocess, encode and write, receipt by receipt.
 
 In: an `EmbedConfig`. Out: a table's files, its receipts, and a `Report` whose counts close. The data flow is
-`_dataflow`; everything else here says what is pending before it and what holds after it.
+`dataflow`; everything else here says what is pending before it and what holds after it.
 """
 
+import json
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -15,33 +16,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources, TaskPoolStrategy
 
 import pipeline
 from pipeline import compute, model, schema
-from pipeline.compute import Pools
+from pipeline.compute import Pools, Request
 from pipeline.config import EmbedConfig, PreprocessConfig
 from pipeline.embedding.decode import check_formats
-from pipeline.embedding.encode import Encode, EncodeSpec
 from pipeline.embedding.fetch import Fetch, FetchSpec, fetch_spec
 from pipeline.embedding.keys import duplicate_rows
 from pipeline.embedding.plan import Survey, cut, survey
 from pipeline.embedding.preprocess import Preprocess
 from pipeline.embedding.read import ReadSpec, UnitSource
 from pipeline.embedding.receipts import Ledger
+from pipeline.embedding.sandbox import BYTES_PER_PIXEL
 from pipeline.embedding.write import Write, WriteSpec
 from pipeline.errors import IncompleteError, InputError
 from pipeline.lease import Lease
-from pipeline.model import Limits, PreprocessSpec
+from pipeline.model import EncodeSpec, Limits, PreprocessSpec
 from pipeline.schema import Reason
 from pipeline.store import Store
 from pipeline.table import TableRecord, read_checked, read_record, table_folder, write_record
 
 logger = logging.getLogger(__name__)
 
-# Rows of one preprocessing call, and, by their pixels, of one block: small enough that encoding starts a second after
-# decoding, large enough that Ray's cost per block (some ms) does not show.
-BLOCK_ROWS = 128
 PARTITION_TYPES = (
     pa.types.is_string,
     pa.types.is_large_string,
@@ -49,6 +47,7 @@ PARTITION_TYPES = (
     pa.types.is_boolean,
     pa.types.is_date,
 )
+TEXT_BYTES = 1024  # of one row in flight: its key, its unit, its shard's URL
 VERSIONED = ("ray", "torch", "open_clip_torch", "pillow", "pyarrow", "numpy")
 
 
@@ -82,6 +81,19 @@ class Report:
     steady_images_per_s: float  # after the first rows were written; 0 if there were no others
 
 
+class LazyEncode:
+    """Encode, imported where it runs: torch takes seconds to import, and whoever plans has no use for it."""
+
+    def __init__(self, spec: EncodeSpec) -> None:
+        from pipeline.embedding.encode import Encode
+
+        self.step = Encode(spec)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Do what Encode does."""
+        return self.step(batch)
+
+
 def embed(config: EmbedConfig) -> Report:
     """Embed what is pending of a source, commit it unit by unit, and leave nothing behind that no receipt names.
 
@@ -113,9 +125,9 @@ def embed(config: EmbedConfig) -> Report:
             if stored is None:
                 write_record(store, table, record, _versions())
             compute.start_ray()
-            pools = compute.pools()
+            pools = _pools(config, record, found.image_bytes)
             source = UnitSource(pending, _read_spec(config, record), left_out)
-            for part in _dataflow(source, _steps(config, store, table, record, found, pools), pools).iter_rows():
+            for part in dataflow(source, _steps(config, store, table, record, found, pools), pools).iter_rows():
                 ledger.add(part)
         _finish(table, ledger)
     report = _report(ledger, table, record, sum(unit.rows for unit in pending), time.monotonic() - started)
@@ -123,10 +135,21 @@ def embed(config: EmbedConfig) -> Report:
     return report
 
 
-def _dataflow(source: UnitSource, steps: Steps, pools: Pools) -> Dataset:
-    """Units in; out, for every run of rows that is written, one row of schema.PART_SCHEMA."""
-    pixel_bytes = 3 * steps.preprocess.height_px * steps.preprocess.width_px
-    DataContext.get_current().target_max_block_size = BLOCK_ROWS * pixel_bytes
+def dataflow(
+    source: UnitSource,
+    steps: Steps,
+    pools: Pools,
+    preprocess: type = Preprocess,
+    encode: type = LazyEncode,
+) -> Dataset:
+    """Units in; out, for every run of rows that is written, one row of schema.PART_SCHEMA.
+
+    Args:
+        preprocess, encode: the steps; jobs.benchmark has others, which only take their time.
+    """
+    context = DataContext.get_current()
+    context.target_max_block_size = pools.block_rows * steps.preprocess.pixel_bytes
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=pools.in_flight_bytes)
     task = {"num_cpus": compute.TASK_CPUS}
     readers, writers = TaskPoolStrategy(size=pools.readers), TaskPoolStrategy(size=pools.writers)
     rows = ray.data.read_datasource(source, override_num_blocks=len(source.units), compute=readers, **task)
@@ -134,25 +157,25 @@ def _dataflow(source: UnitSource, steps: Steps, pools: Pools) -> Dataset:
         rows = rows.map_batches(
             Fetch,
             fn_constructor_args=(steps.fetch,),
-            compute=ActorPoolStrategy(size=pools.readers),
-            batch_size=BLOCK_ROWS,
+            compute=ActorPoolStrategy(size=pools.fetchers),
+            batch_size=compute.CPU_BLOCK_ROWS,
             batch_format="pyarrow",
             **task,
         )
     return (
         rows.map_batches(
-            Preprocess,
-            fn_constructor_args=(steps.preprocess,),
+            preprocess,
+            fn_constructor_args=(steps.preprocess, pools.block_rows),
             compute=ActorPoolStrategy(size=pools.preprocessors),
-            batch_size=BLOCK_ROWS,
+            batch_size=None,  # blocks as they were read: of large images they have few rows
             batch_format="pyarrow",
             num_cpus=pools.preprocessor_cpus,
         )
         .map_batches(
-            Encode,
+            encode,
             fn_constructor_args=(steps.encode,),
             compute=ActorPoolStrategy(size=pools.encoders),
-            batch_size=BLOCK_ROWS,
+            batch_size=pools.block_rows,
             batch_format="pyarrow",
             num_cpus=0,
             num_gpus=pools.encoder_gpus,
@@ -188,6 +211,22 @@ def _steps(config: EmbedConfig, store: Store, table: str, record: TableRecord, f
         ),
         write_rows=config.unit_rows,
     )
+
+
+def _pools(config: EmbedConfig, record: TableRecord, image_bytes: int | None) -> Pools:
+    limits = record.preprocess.limits
+    pools = compute.pools(
+        Request(
+            row_bytes=record.preprocess.pixel_bytes + TEXT_BYTES,
+            picture_bytes=BYTES_PER_PIXEL * limits.max_image_pixels + 2 * limits.max_image_bytes,
+            image_bytes=image_bytes,
+            fetches=record.image_kind != "bytes",
+            threads=config.encode.threads,
+            memory_budget=config.memory_budget,
+        )
+    )
+    logger.info("pools=%s", json.dumps(asdict(pools)))
+    return pools
 
 
 def _read_spec(config: EmbedConfig, record: TableRecord) -> ReadSpec:

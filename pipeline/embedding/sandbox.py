@@ -60,7 +60,7 @@ class Sandbox:
         """Turn n images into pixels (n, 3, height_px, width_px), zeros and the reason where there are none."""
         outcomes = [self._refusal(image) for image in images]
         good = {i: image for i, image in enumerate(images) if image is not None and outcomes[i] is None}
-        with _memory_file(HEADER_BYTES + len(images) * _pixel_bytes(self.spec)) as shared:
+        with _memory_file(HEADER_BYTES + len(images) * self.spec.pixel_bytes) as shared:
             memory = _map(shared)
             for group in _groups(good):
                 with self._lock, _memory_file(group[-1][2]) as encoded:
@@ -215,12 +215,8 @@ def _map(file: int) -> mmap.mmap:
     return mmap.mmap(file, 0, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
 
 
-def _pixel_bytes(spec: PreprocessSpec) -> int:
-    return 3 * spec.height_px * spec.width_px
-
-
 def _pixels_in(memory: mmap.mmap, count: int, spec: PreprocessSpec) -> NDArray[np.uint8]:
-    flat = np.frombuffer(memory, np.uint8, count * _pixel_bytes(spec), HEADER_BYTES)
+    flat = np.frombuffer(memory, np.uint8, count * spec.pixel_bytes, HEADER_BYTES)
     return flat.reshape(count, 3, spec.height_px, spec.width_px)
 
 

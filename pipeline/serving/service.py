@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import FetchConfig
-from pipeline.embedding.encode import Encode, EncodeSpec
+from pipeline.embedding.encode import Encode
 from pipeline.embedding.fetch import fetch, fetch_spec
 from pipeline.embedding.sandbox import Sandbox
 from pipeline.embedding.web import Web
 from pipeline.errors import InputError
 from pipeline.indexing.index import NO_ID
 from pipeline.machine import available_cpus
+from pipeline.model import EncodeSpec
 from pipeline.schema import RejectedRowError
 from pipeline.searching.index import open_index
 from pipeline.searching.rows import Rows

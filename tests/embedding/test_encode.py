@@ -17,10 +17,11 @@ from jobs.benchmark import parity
 from jobs.benchmark.material import make_text_parts, photographs
 from pipeline import model, schema
 from pipeline.embedding.decode import UPRIGHT
-from pipeline.embedding.encode import Encode, EncodeSpec
+from pipeline.embedding.encode import Encode
 from pipeline.embedding.fit import pixels_of
 from pipeline.embedding.preprocess import pixel_array
 from pipeline.errors import InputError
+from pipeline.model import EncodeSpec
 from tests.conftest import DEMO_MODEL, saved
 
 

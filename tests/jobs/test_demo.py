@@ -9,8 +9,9 @@ import pytest
 from jobs.demo.__main__ import figures
 from jobs.demo.figures import COMPOSITIONS, HELD_OUT, Composition, caption, draw
 from pipeline import model
-from pipeline.embedding.encode import Encode, EncodeSpec
+from pipeline.embedding.encode import Encode
 from pipeline.embedding.fit import fitted
+from pipeline.model import EncodeSpec
 from tests.conftest import DEMO_MODEL
 
 NAMES = [field.name for field in fields(Composition)]

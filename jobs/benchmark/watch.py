@@ -1,0 +1,103 @@
+"""What a run costs while it runs: memory, Ray's store, and the processor time of each stage, over all its processes."""
+
+import shutil
+import subprocess
+import threading
+from collections import defaultdict
+from dataclasses import dataclass, field
+from statistics import mean
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+INTERVAL_S = 0.5
+# What Ray calls its workers, and the stage they do the work of; the decoder is below its preprocessor.
+STAGES = {"Preprocess": "preprocess", "pipeline.embedding.sandbox": "preprocess", "Encode": "encode"}
+TASKS = ("ray::Read", "ray::MapBatches", "ray::IDLE")  # workers that read and write in turn
+
+
+@dataclass
+class Watch:
+    """Samples twice a second between entering and leaving; the fields hold what was seen."""
+
+    pid: int | None = None  # of the process that is watched with all below it; None: this one
+    peak_bytes: int = 0  # of all processes, what they share counted once
+    peak_store_bytes: int = 0  # of Ray's object store, which the raylet maps
+    cpu_seconds: dict[str, float] = field(default_factory=dict)  # by stage, of processes that were there to be sampled
+    gpu_busy: float | None = None  # share of the time, as nvidia-smi says; None without one
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._has_gpu = shutil.which("nvidia-smi") is not None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process(self.pid)
+        first = {process: _cpu_seconds(process) for process in _family(me)}
+        last: dict[psutil.Process, tuple[str, float]] = {}
+        busy: list[float] = []
+        while True:
+            is_last = self._stop.wait(INTERVAL_S)
+            total = 0
+            for process in _family(me):
+                try:
+                    last[process] = (_stage(process, is_driver=process == me), _cpu_seconds(process))
+                    memory = process.memory_full_info()
+                    total += getattr(memory, "pss", memory.uss)
+                    if process.name() == "raylet":
+                        self.peak_store_bytes = max(self.peak_store_bytes, process.memory_info().shared)
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    continue
+            self.peak_bytes = max(self.peak_bytes, total)
+            busy += _gpu_busy() if self._has_gpu else []
+            if is_last:
+                break
+        seconds: dict[str, float] = defaultdict(float)
+        for process, (stage, spent) in last.items():
+            seconds[stage] += spent - first.get(process, 0.0)
+        self.cpu_seconds = {stage: round(spent, 1) for stage, spent in sorted(seconds.items())}
+        self.gpu_busy = round(mean(busy), 3) if busy else None
+
+
+def _family(head: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [head, *head.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _stage(process: psutil.Process, *, is_driver: bool) -> str:
+    if is_driver:
+        return "driver"
+    title = " ".join(process.cmdline())
+    for part, stage in STAGES.items():
+        if part in title:
+            return stage
+    return "read and write" if title.startswith(TASKS) else "Ray"
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _gpu_busy() -> list[float]:
+    asked = subprocess.run(
+        ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    return [float(line) / 100 for line in asked.stdout.split()] if asked.returncode == 0 else []
