@@ -51,6 +51,7 @@ class Pools:
     encoder_gpus: float
     encoder_threads: int | None
     writers: int
+    write_rows: int  # that are gathered for one file
     block_rows: int
     in_flight_bytes: int  # of all blocks between the steps
 
@@ -59,7 +60,9 @@ class Pools:
 class Request:
     """What a job needs to know its pools by."""
 
-    row_bytes: int  # of one row's pixels
+    row_bytes: int  # of one row with its pixels
+    written_bytes: int  # of one row with its vector
+    unit_rows: int
     picture_bytes: int  # that decoding one picture may take
     image_bytes: int | None  # of one image as it is stored, in the mean; None: not known
     fetches: bool
@@ -116,7 +119,8 @@ def _shares(nodes: list[dict[str, float]], request: Request) -> Pools:
         # A small machine claims more logical CPUs than it has (MIN_LOGICAL_CPUS); threads are for those it has.
         cores = [min(cpus[0], available_cpus())] if len(cpus) == 1 else cpus
         threads = request.threads or min(THREADS_PER_ENCODER, max(cores))
-        encoders = sum(max(1, count // threads) for count in cores)
+        encoders = sum(-(-count // threads) for count in cores)
+        threads = request.threads or max(count // -(-count // threads) for count in cores)
         is_large = request.image_bytes is None or request.image_bytes > LARGE_IMAGE
         preprocessors = sum(max(1, count if is_large else count // 4) for count in cores)
         preprocessor_cpus = min(0.5, sum(cpus) / 2 / preprocessors)
@@ -137,6 +141,7 @@ def _shares(nodes: list[dict[str, float]], request: Request) -> Pools:
         encoder_gpus=1.0 if gpus else 0.0,
         encoder_threads=threads,
         writers=max(1, gpus or len(cpus)),
+        write_rows=request.unit_rows,
         block_rows=block_rows,
         in_flight_bytes=0,
     )
@@ -148,7 +153,7 @@ def _fitted_to_memory(shares: Pools, nodes: list[dict[str, float]], request: Req
     preprocessors = shares.preprocessors
     if request.memory_budget is not None:
         budget = request.memory_budget * len(nodes)
-        preprocessors = min(preprocessors, budget // 2 // request.picture_bytes)
+        preprocessors = min(preprocessors, request.memory_budget // 2 // request.picture_bytes * len(nodes))
         if preprocessors == 0:
             raise InputError(
                 f"memory_budget: {request.memory_budget} bytes a node; wanted at least {2 * request.picture_bytes}, "
@@ -156,16 +161,26 @@ def _fitted_to_memory(shares: Pools, nodes: list[dict[str, float]], request: Req
             )
         store_bytes = min(store_bytes, budget - preprocessors * request.picture_bytes)
     actors = shares.readers + shares.fetchers + preprocessors + shares.encoders
+    # What a file is gathered from counts as the encoders' output, and must never be all that they may have.
+    file_row_bytes = BLOCKS_IN_FLIGHT * shares.writers * request.written_bytes
+    write_rows = min(shares.write_rows, max(MIN_BLOCK_ROWS, store_bytes // 2 // file_row_bytes))
+    left_bytes = store_bytes - write_rows * file_row_bytes
     block_rows = shares.block_rows
-    while block_rows > MIN_BLOCK_ROWS and BLOCKS_IN_FLIGHT * actors * block_rows * request.row_bytes > store_bytes:
+    while block_rows > MIN_BLOCK_ROWS and BLOCKS_IN_FLIGHT * actors * block_rows * request.row_bytes > left_bytes:
         block_rows //= 2
-    in_flight_bytes = BLOCKS_IN_FLIGHT * actors * block_rows * request.row_bytes
+    in_flight_bytes = BLOCKS_IN_FLIGHT * actors * block_rows * request.row_bytes + write_rows * file_row_bytes
     if in_flight_bytes > store_bytes:
         raise InputError(
             f"memory: {actors} actors with {BLOCKS_IN_FLIGHT} blocks of {block_rows} rows each are {in_flight_bytes} "
             f"bytes; Ray's object store, or memory_budget, leaves {store_bytes}"
         )
-    return replace(shares, preprocessors=preprocessors, block_rows=block_rows, in_flight_bytes=in_flight_bytes)
+    return replace(
+        shares,
+        preprocessors=preprocessors,
+        write_rows=write_rows,
+        block_rows=block_rows,
+        in_flight_bytes=in_flight_bytes,
+    )
 
 
 def _local_options() -> dict[str, object]:

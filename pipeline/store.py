@@ -95,7 +95,7 @@ class Store:
         return json.loads(self.read(relative))
 
     def read_many(self, folder: str, suffix: str) -> dict[str, bytes]:
-        """Read every file of a folder whose name ends in ``suffix``, in parallel where the store can: by name."""
+        """Read every file right in a folder whose name ends in ``suffix``, in parallel where the store can: by name."""
         if self.is_local:
             here = self.path(folder)
             found = os.listdir(here) if os.path.isdir(here) else []  # noqa: PTH112, PTH208 - of 10^5 names

@@ -137,14 +137,22 @@ def _measure(config: ScalingConfig, encoders: int) -> Point:
     with tempfile.TemporaryDirectory(dir=config.out, prefix="scaling-") as folder, _cluster(encoders):
         units = cut(_write_shards(Path(folder) / "shards", rows), UNIT_ROWS)
         store = Store(f"{folder}/store")
-        pools = compute.pools(Request(PIXELS.pixel_bytes + TEXT_BYTES, picture_bytes=0, image_bytes=1, fetches=False))
+        pools = compute.pools(
+            Request(
+                row_bytes=PIXELS.pixel_bytes + TEXT_BYTES,
+                written_bytes=4 * D + TEXT_BYTES,
+                unit_rows=UNIT_ROWS,
+                picture_bytes=0,
+                image_bytes=1,
+                fetches=False,
+            )
+        )
         source = UnitSource(units, ReadSpec("image", "bytes", "key", (), max_image_bytes=1 << 20), {})
         steps = Steps(
             fetch=fetch_spec(FetchConfig(), 0),
             preprocess=PIXELS,
             encode=EncodeSpec(str(config.images_per_s), "", PIXELS),
             write=WriteSpec(store.url, table_folder(TABLE), "waiting", "waiting", D, pa.schema([]), ()),
-            write_rows=UNIT_ROWS,
         )
         with Lease(store, table_folder(TABLE)) as lease:
             ledger = Ledger(store, table_folder(TABLE), (unit.shard for unit in units), units, lease)
@@ -177,6 +185,8 @@ def _window(spans: set[str]) -> tuple[float, float, float, float]:
     pids = {pid for pid, *_ in read}
     start = max(min(began for pid, began, _, _ in read if pid == each) for each in pids)
     stop = min(max(ended for pid, _, ended, _ in read if pid == each) for each in pids)
+    if stop <= start:
+        raise RuntimeError("some encoders were done before others began: ask for more --seconds")
     inside = [(max(began, start), min(ended, stop), rows / (ended - began)) for _, began, ended, rows in read]
     inside = [(began, ended, rate) for began, ended, rate in inside if began < ended]
     return (

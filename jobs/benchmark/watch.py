@@ -1,10 +1,12 @@
 """What a run costs while it runs: memory, Ray's store, and the processor time of each stage, over all its processes."""
 
+import contextlib
 import shutil
 import subprocess
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean
 from types import TracebackType
 from typing import Self
@@ -12,6 +14,7 @@ from typing import Self
 import psutil
 
 INTERVAL_S = 0.5
+SHARED_MEMORY = Path("/dev/shm")  # where Ray keeps objects on Linux
 # What Ray calls its workers, and the stage they do the work of; the decoder is below its preprocessor.
 STAGES = {"Preprocess": "preprocess", "pipeline.embedding.sandbox": "preprocess", "Encode": "encode"}
 TASKS = ("ray::Read", "ray::MapBatches", "ray::IDLE")  # workers that read and write in turn
@@ -23,7 +26,7 @@ class Watch:
 
     pid: int | None = None  # of the process that is watched with all below it; None: this one
     peak_bytes: int = 0  # of all processes, what they share counted once
-    peak_store_bytes: int = 0  # of Ray's object store, which the raylet maps
+    peak_store_bytes: int = 0  # of Ray's object store: what /dev/shm holds beyond what it held before
     cpu_seconds: dict[str, float] = field(default_factory=dict)  # by stage, of processes that were there to be sampled
     gpu_busy: float | None = None  # share of the time, as nvidia-smi says; None without one
 
@@ -44,9 +47,10 @@ class Watch:
 
     def _watch(self) -> None:
         me = psutil.Process(self.pid)
-        first = {process: _cpu_seconds(process) for process in _family(me)}
+        first = _spent(_family(me))
         last: dict[psutil.Process, tuple[str, float]] = {}
         busy: list[float] = []
+        shared_before = _shared_bytes()
         while True:
             is_last = self._stop.wait(INTERVAL_S)
             total = 0
@@ -55,11 +59,10 @@ class Watch:
                     last[process] = (_stage(process, is_driver=process == me), _cpu_seconds(process))
                     memory = process.memory_full_info()
                     total += getattr(memory, "pss", memory.uss)
-                    if process.name() == "raylet":
-                        self.peak_store_bytes = max(self.peak_store_bytes, process.memory_info().shared)
                 except (psutil.NoSuchProcess, psutil.AccessDenied):
                     continue
             self.peak_bytes = max(self.peak_bytes, total)
+            self.peak_store_bytes = max(self.peak_store_bytes, _shared_bytes() - shared_before)
             busy += _gpu_busy() if self._has_gpu else []
             if is_last:
                 break
@@ -77,6 +80,14 @@ def _family(head: psutil.Process) -> list[psutil.Process]:
         return []
 
 
+def _spent(processes: list[psutil.Process]) -> dict[psutil.Process, float]:
+    spent = {}
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            spent[process] = _cpu_seconds(process)
+    return spent
+
+
 def _stage(process: psutil.Process, *, is_driver: bool) -> str:
     if is_driver:
         return "driver"
@@ -85,6 +96,10 @@ def _stage(process: psutil.Process, *, is_driver: bool) -> str:
         if part in title:
             return stage
     return "read and write" if title.startswith(TASKS) else "Ray"
+
+
+def _shared_bytes() -> int:
+    return shutil.disk_usage(SHARED_MEMORY).used if SHARED_MEMORY.is_dir() else 0
 
 
 def _cpu_seconds(process: psutil.Process) -> float:

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 TRIALS = 3  # timed batches of each size; one before them, which pays for whatever the device does but once, is not
 NEAR = 0.97  # a smaller batch that is this near to the best rate is taken: it needs less memory
+MISSES = 16  # batches too small for the size that is next to be tried, after which it is not
 GOOD_BATCHES = 64  # after these at a reduced size, the double of it is tried again
 
 
@@ -37,7 +38,7 @@ class BatchSizes:
             self.best, self._untried = known, []
         self._seconds: dict[int, list[float]] = {}
         self._limit: int | None = None  # since memory ran out
-        self._good = 0
+        self._good = self._missed = 0
 
     @property
     def is_trying(self) -> bool:
@@ -60,6 +61,10 @@ class BatchSizes:
                 self._untried.pop(0)
                 if not self._untried:
                     self._decide()
+        elif self._untried:
+            self._missed += 1
+            if self._missed == MISSES:
+                self._decide()
         elif self._limit is not None:
             self._good += 1
             if self._good >= GOOD_BATCHES:
@@ -70,12 +75,16 @@ class BatchSizes:
         """Take note of a batch that there was no memory for: the same rows come again, fewer at a time."""
         self._limit, self._good = max(1, size // 2), 0
         if self._untried:
-            self._untried = []
-            if self._seconds:
-                self._decide()
+            self._seconds = {tried: times for tried, times in self._seconds.items() if tried < size}
+            self.best = self._untried[0]
+            self._decide()
         logger.warning("out of memory at batch_size=%d; going on with %d", size, self._limit)
 
     def _decide(self) -> None:
+        """End the trials with what is known; if that is nothing, nothing is remembered."""
+        self._untried = []
+        if not self._seconds:
+            return
         rates = {size: size / median(times[1:] or times) for size, times in self._seconds.items()}
         self.best = min(size for size, rate in rates.items() if rate >= NEAR * max(rates.values()))
         rounded = {size: round(rate, 1) for size, rate in rates.items()}

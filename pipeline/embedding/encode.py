@@ -5,6 +5,7 @@ tower. Architecture, sizes and tokenizer are the checkpoint's; there is no code 
 """
 
 import logging
+import threading
 import time
 import warnings
 from functools import cached_property
@@ -58,6 +59,7 @@ class Encode:
         take_shortcuts(self.model.visual)
         self.feeder = Feeder(self.device) if self.device.type == "cuda" else None
         self.batch_sizes = BatchSizes(*self._candidates())
+        self.lock = threading.Lock()
         self.description = f"{_name(self.device)} {self.precision} " + " ".join(
             f"{package} {version(package)}" for package in ("torch", "open_clip_torch", "timm")
         )
@@ -106,9 +108,15 @@ class Encode:
     def encode_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode pixels (n, 3, h, w) to vectors (n, d) of norm 1; zeros where the model's output is not usable.
 
+        Callers in several threads take turns: one call uses all of the device.
+
         Raises:
             torch.OutOfMemoryError, RuntimeError: there is no memory for a single image.
         """
+        with self.lock:
+            return self._encode_in_batches(pixels)
+
+    def _encode_in_batches(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         outputs: list[torch.Tensor] = []
         start = 0
         while start < len(pixels):
@@ -165,7 +173,10 @@ class Encode:
 
 
 class Feeder:
-    """Brings pixels to a GPU while it computes: two pinned buffers in turn, copied from on a stream of their own."""
+    """Brings pixels to a GPU on a stream of their own, from two pinned buffers in turn.
+
+    The next batch of a call travels while the one before it is computed; between calls the GPU waits for the first.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -192,6 +203,9 @@ class Feeder:
         arrived.record_stream(current)  # so that its memory is not given away before
         return arrived
 
+
+# What allocators say that have no error class of their own: of the CPU, of cuBLAS, of pinned memory.
+OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 # What fills tensors with random numbers: methods, and functions of torch.nn.init, which call them out of our sight.
 RANDOM = (
@@ -240,7 +254,8 @@ def _pinned_text(checkpoint: Checkpoint) -> dict[str, Any]:  # arguments of Open
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in said for sign in OUT_OF_MEMORY)
 
 
 def _name(device: torch.device) -> str:

@@ -35,6 +35,7 @@ class Shard:
     fingerprint: str  # changes when the file is rewritten
     group_rows: tuple[int, ...]  # rows of each row group
     image_bytes: int  # of the image column
+    kept_bytes: int  # of the columns that are carried into the output
 
     @property
     def rows(self) -> int:
@@ -57,10 +58,13 @@ class Survey:
 
     @property
     def image_bytes(self) -> int | None:
-        """Mean bytes of an image; None if the source only names them."""
-        if self.image_kind == "reference" or not self.rows:
-            return None
-        return sum(shard.image_bytes for shard in self.shards) // self.rows
+        """Mean bytes of an image; None if the source only names them, or some of them."""
+        return sum(shard.image_bytes for shard in self.shards) // self.rows if self.image_kind == "bytes" else None
+
+    @property
+    def kept_bytes(self) -> int:
+        """Mean bytes of a row's kept columns."""
+        return sum(shard.kept_bytes for shard in self.shards) // self.rows
 
 
 def survey(source: SourceConfig) -> Survey:
@@ -147,8 +151,9 @@ def _read_footer(source: SourceConfig, url: str, size: int, fingerprint: str) ->
         with open_parquet(url) as file:
             footer = file.metadata
             groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-            image_bytes = column_bytes(footer, range(footer.num_row_groups), source.image_column)
-            return Shard(url, size, fingerprint, groups, image_bytes), file.schema_arrow
+            image_bytes = column_bytes(footer, range(len(groups)), source.image_column)
+            kept_bytes = sum(column_bytes(footer, range(len(groups)), name) for name in source.keep_columns)
+            return Shard(url, size, fingerprint, groups, image_bytes, kept_bytes), file.schema_arrow
     except (pa.ArrowException, *STORE_ERRORS) as error:
         raise InputError(f"source {source.name}: shard {url} cannot be read: {error}") from error
 

@@ -87,7 +87,7 @@ def read_unit(unit: Unit, spec: ReadSpec, left_out: NDArray[np.int64] = NOTHING)
 def _batch_rows(footer: pq.FileMetaData, groups: range, image_column: str) -> int:
     """Choose how many rows make BATCH_BYTES, by what the footer says of the image column.
 
-    A power of two: batches of such sizes add up to the encoder's without a rest.
+    A power of two: where images are alike, batches of such sizes add up to the encoder's without a rest.
     """
     total_rows = sum(footer.row_group(number).num_rows for number in groups)
     image_bytes = column_bytes(footer, groups, image_column)

@@ -59,7 +59,6 @@ class Steps:
     preprocess: PreprocessSpec
     encode: EncodeSpec
     write: WriteSpec
-    write_rows: int
 
 
 @dataclass(frozen=True)
@@ -120,12 +119,12 @@ def embed(config: EmbedConfig) -> Report:
         )  # fmt: skip
         if pending:
             left_out = _left_out(config, store, table, found, ledger)
+            compute.start_ray()
+            pools = _pools(config, record, found)
             store.replace(f"sources/{config.source.name}.json", config.source.model_dump_json(indent=1).encode())
             store.replace(f"{table_folder(table)}/config.json", config.model_dump_json(indent=1).encode())
             if stored is None:
                 write_record(store, table, record, _versions())
-            compute.start_ray()
-            pools = _pools(config, record, found.image_bytes)
             source = UnitSource(pending, _read_spec(config, record), left_out)
             for part in dataflow(source, _steps(config, store, table, record, found, pools), pools).iter_rows():
                 ledger.add(part)
@@ -181,7 +180,7 @@ def dataflow(
             num_gpus=pools.encoder_gpus,
         )
         .map_batches(
-            Write(steps.write).__call__, compute=writers, batch_size=steps.write_rows, batch_format="pyarrow", **task
+            Write(steps.write).__call__, compute=writers, batch_size=pools.write_rows, batch_format="pyarrow", **task
         )
     )
 
@@ -209,17 +208,18 @@ def _steps(config: EmbedConfig, store: Store, table: str, record: TableRecord, f
             kept=found.kept,
             partition_by=config.partition_by,
         ),
-        write_rows=config.unit_rows,
     )
 
 
-def _pools(config: EmbedConfig, record: TableRecord, image_bytes: int | None) -> Pools:
+def _pools(config: EmbedConfig, record: TableRecord, found: Survey) -> Pools:
     limits = record.preprocess.limits
     pools = compute.pools(
         Request(
-            row_bytes=record.preprocess.pixel_bytes + TEXT_BYTES,
+            row_bytes=record.preprocess.pixel_bytes + found.kept_bytes + TEXT_BYTES,
+            written_bytes=4 * record.d + found.kept_bytes + TEXT_BYTES,
+            unit_rows=config.unit_rows,
             picture_bytes=BYTES_PER_PIXEL * limits.max_image_pixels + 2 * limits.max_image_bytes,
-            image_bytes=image_bytes,
+            image_bytes=found.image_bytes,
             fetches=record.image_kind != "bytes",
             threads=config.encode.threads,
             memory_budget=config.memory_budget,

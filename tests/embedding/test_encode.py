@@ -85,6 +85,36 @@ def test_the_size_of_a_batch_does_not_change_a_vector(encoder: Encode):
     np.testing.assert_allclose(whole, single, atol=1e-5)
 
 
+def test_out_of_memory_halves_the_batch_and_loses_no_row(encoder: Encode, monkeypatch: pytest.MonkeyPatch):
+    pixels = some_pixels(70)
+    cramped, sizes = Encode(spec(batch_size=64)), []
+    encode = cramped.model.encode_image
+
+    def encode_at_most_10(levels: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(levels))
+        if len(levels) > 10:
+            raise torch.OutOfMemoryError("no memory for so many")
+        return encode(levels)
+
+    monkeypatch.setattr(cramped.model, "encode_image", encode_at_most_10)
+    np.testing.assert_allclose(cramped.encode_images(pixels), encoder.encode_images(pixels), atol=1e-5)
+    assert sizes[:3] == [35, 14, 7]  # 70 rows by 64, by 17, by 7
+    assert max(sizes[2:]) <= 10
+    monkeypatch.setattr(cramped.model, "encode_image", lambda levels: torch.empty(1 << 60))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):  # not even for one
+        cramped.encode_images(pixels[:1])
+
+
+def test_an_error_that_is_not_of_memory_is_not_hidden(encoder: Encode, monkeypatch: pytest.MonkeyPatch):
+    def broken(levels: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    broken_encoder = Encode(spec())
+    monkeypatch.setattr(broken_encoder.model, "encode_image", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        broken_encoder.encode_images(some_pixels(40))
+
+
 @pytest.mark.parametrize("count", [0, 1, 65])
 def test_every_row_gets_a_vector_of_norm_one(encoder: Encode, count: int):
     rows = encoder(batch(some_pixels(count), [None] * count))

@@ -2,6 +2,8 @@ import http.server
 import io
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from pipeline.errors import IncompleteError, InputError
 from pipeline.model import CONFIG_FILE, WEIGHTS_FILE, resolve
 from pipeline.store import Store
 from pipeline.table import read_receipts, read_record, table_folder
-from tests.conftest import DEMO_MODEL, encoded, png_header, saved, write_shard
+from tests.conftest import DEMO_MODEL, ROOT, encoded, png_header, saved, write_shard
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -409,3 +411,32 @@ def test_workers_write_where_the_driver_commits_wherever_they_run(
     monkeypatch.chdir(tmp_path)  # Ray's workers were started elsewhere
     embed(config(corpus, "relative"))
     assert rows_of(tmp_path / "relative").num_rows == 115
+
+
+def test_whoever_plans_does_not_import_torch():
+    """It takes seconds, and gigabytes of address space, of which the driver has no use."""
+    loaded = "import jobs.embed, sys; sys.exit(' '.join({'torch', 'open_clip', 'huggingface_hub'} & sys.modules.keys()) or 0)"
+    subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, check=True)
+
+
+def test_a_budget_of_memory_is_stated_and_kept(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    limits = PreprocessConfig(max_image_pixels=100_000, max_image_bytes=100_000)
+    budget, picture_bytes = 8 << 20, 16 * 100_000 + 2 * 100_000
+    with caplog.at_level("INFO"):
+        report = embed(config(corpus, tmp_path / "store", preprocess=limits, memory_budget=budget))
+    assert report.embedded == 115
+    pools = json.loads(next(r.getMessage() for r in caplog.records if "pools=" in r.getMessage()).partition("=")[2])
+    assert pools["block_rows"] < 128
+    assert pools["preprocessors"] * picture_bytes + pools["in_flight_bytes"] <= budget
+    with pytest.raises(InputError, match="memory_budget: 1048576 bytes"):
+        embed(config(corpus, tmp_path / "other", memory_budget=1 << 20))
+    assert not list((tmp_path / "other").rglob("*.json"))
+
+
+def test_kept_columns_far_larger_than_pixels_do_not_stall_the_run(tmp_path: Path):
+    shard = write_shard(tmp_path / "corpus" / "a.parquet", 0, [encoded(i) for i in range(300)])
+    rows = pq.read_table(shard)
+    large = pa.array([bytes([i % 256]) * 300_000 for i in range(300)], pa.binary())
+    pq.write_table(rows.append_column("scan", large), shard, use_dictionary=False)
+    report = embed(config(tmp_path / "corpus", tmp_path / "store", source={"keep_columns": ("scan",)}, unit_rows=8192))
+    assert (report.embedded, rows_of(tmp_path / "store").num_rows) == (300, 300)

@@ -1,15 +1,17 @@
 """The benchmarks run and can fail; what they measure is in jobs/BENCHMARKS.md."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jobs.benchmark import hostile
-from pipeline.config import HostileConfig
+from jobs.benchmark import hostile, scaling, throughput
+from pipeline.config import HostileConfig, ThroughputConfig
 from pipeline.errors import IncompleteError
-from tests.conftest import DEMO_MODEL, encoded
+from tests.conftest import DEMO_MODEL, ROOT, encoded
 
 
 def test_bad_images_and_mutations_come_out_as_rows(
@@ -43,3 +45,42 @@ def test_mutations_are_seeded_and_of_every_kind():
     assert made[0] == made[1]
     assert any(len(image) < len(good[0]) // 2 for image in made[0])
     assert sum(image in good for image in made[0]) < 5
+
+
+def test_throughput_measures_ceilings_and_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("DECODE_SECONDS", "ENCODE_SECONDS", "SHARED_SECONDS"):
+        monkeypatch.setattr(throughput, name, 0.5)
+    monkeypatch.setattr(throughput, "CPU_BATCH_SIZES", (32,))
+    monkeypatch.setitem(throughput.DISTINCT, "mixed", 10)
+    config = ThroughputConfig(out=str(tmp_path), model=str(DEMO_MODEL), corpora=("mixed",), images=600, passes=1)
+    throughput.throughput(config)
+    measured = json.loads((tmp_path / "throughput.json").read_text())
+    assert measured["corpora"]["mixed"].items() <= measured.items()
+    assert measured["decode_per_core"] > 1
+    assert measured["shared_ceiling"] <= min(measured["decode_ceiling"], measured["encode_ceiling"]) + 0.1
+    assert measured["ratio_steady"] == pytest.approx(measured["steady"][0] / measured["shared_ceiling"], abs=0.01)
+    assert 0 < measured["whole"][0] < measured["steady"][0]
+    assert {"driver", "encode", "preprocess"} <= measured["busy"].keys()
+    assert measured["peak_rss_bytes"] > 500 << 20
+    assert 0.01 < measured["gflop_per_image"] < 1
+    with pytest.raises(RuntimeError, match="status 2"):
+        throughput.run_job(config, "no/model", [tmp_path / "mixed-600" / "00000.parquet"])
+
+
+def test_scaling_runs_the_jobs_own_graph_and_commits_for_real(tmp_path: Path):
+    """In a process of its own: it starts clusters, and here Ray runs already."""
+    flags = ["--encoders", "[2]", "--seconds", "15", "--images_per_s", "1000", "--shards", "40", "--commits", "5"]
+    subprocess.run(
+        [sys.executable, "-m", "jobs.benchmark", "scaling", "--out", str(tmp_path), *flags], cwd=ROOT, check=True
+    )
+    measured = json.loads((tmp_path / "scaling.json").read_text())
+    planning, (point,) = measured["planning"], measured["points"]
+    assert (planning["shards"], planning["rows"], planning["units"], planning["receipts"]) == (40, 400_000, 80, 79)
+    assert point["rows"] == 30_000
+    assert 0.2 < point["of_linear"] <= 1.0
+    assert point["images_per_s_per_encoder"] == pytest.approx(1000 * point["of_linear"], rel=0.2)
+
+
+def test_the_window_is_when_all_encoders_compute():
+    spans = {"1 0.0 10.0 100", "1 12.0 20.0 80", "2 5.0 15.0 100", "2 15.0 16.0 10"}
+    assert scaling._window(spans) == (5.0, 16.0, 5.0 + 4.0 + 11.0, 50.0 + 40.0 + 110.0)
