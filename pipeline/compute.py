@@ -169,10 +169,10 @@ def _fitted_to_memory(shares: Pools, nodes: list[dict[str, float]], request: Req
     while block_rows > MIN_BLOCK_ROWS and BLOCKS_IN_FLIGHT * actors * block_rows * request.row_bytes > left_bytes:
         block_rows //= 2
     in_flight_bytes = BLOCKS_IN_FLIGHT * actors * block_rows * request.row_bytes + write_rows * file_row_bytes
-    if in_flight_bytes > store_bytes:
+    if request.memory_budget is not None and in_flight_bytes > store_bytes:  # without one, Ray spills to disk
         raise InputError(
             f"memory: {actors} actors with {BLOCKS_IN_FLIGHT} blocks of {block_rows} rows each are {in_flight_bytes} "
-            f"bytes; Ray's object store, or memory_budget, leaves {store_bytes}"
+            f"bytes; memory_budget leaves {store_bytes}"
         )
     return replace(
         shares,

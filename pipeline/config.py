@@ -111,7 +111,7 @@ class EncodeConfig(Config):
     dimensions: PositiveInt | None = None
     """Keep the first D coordinates and normalise again; for models trained for that."""
     batch_size: PositiveInt | None = None
-    """Images at a time on the device, at most a block's (128 to 1024); None: tried out on the first rows, remembered."""
+    """Images at a time on the device, at most a block's (128 to 1024); None: tried out on the first rows."""
     threads: PositiveInt | None = None
     """CPU threads of one encoder; None: all that the node has, up to 16. A node has as many encoders as that leaves."""
 

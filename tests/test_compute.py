@@ -67,9 +67,8 @@ def test_what_is_in_flight_fits_into_rays_store(cluster: Any):
     assert made.in_flight_bytes <= 128 << 20
     blocks, files = (2 + 1 + 1) * made.block_rows * ROW_BYTES, made.write_rows * 3072
     assert made.in_flight_bytes == BLOCKS_IN_FLIGHT * (blocks + files)
-    cluster({"CPU": 4, "object_store_memory": 32 << 20})
-    with pytest.raises(InputError, match="leaves 16777216"):
-        pools()
+    with pytest.raises(InputError, match="memory_budget leaves"):
+        pools(memory_budget=8 << 20, picture_bytes=1 << 20)
 
 
 def test_rows_that_are_large_when_written_are_gathered_into_smaller_files(cluster: Any):
