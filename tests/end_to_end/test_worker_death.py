@@ -28,7 +28,7 @@ def kill_one_encoder(deadline_s: float) -> int | None:
 
 def _is_busy_encoder(process: psutil.Process) -> bool:
     try:
-        return "MapBatches(Encode)" in " ".join(process.cmdline()) and process.cpu_times().user > 4
+        return "MapBatches(LazyEncode)" in " ".join(process.cmdline()) and process.cpu_times().user > 4
     except psutil.NoSuchProcess:  # gone while we looked
         return False
 
