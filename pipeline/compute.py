@@ -164,11 +164,11 @@ def _fitted_to_memory(shares: Pools, nodes: list[dict[str, float]], request: Req
     # What a file is gathered from counts as the encoders' output, and must never be all that they may have.
     file_row_bytes = BLOCKS_IN_FLIGHT * shares.writers * request.written_bytes
     write_rows = min(shares.write_rows, max(MIN_BLOCK_ROWS, store_bytes // 2 // file_row_bytes))
-    left_bytes = store_bytes - write_rows * file_row_bytes
+    file_bytes, block_row_bytes = write_rows * file_row_bytes, BLOCKS_IN_FLIGHT * actors * request.row_bytes
     block_rows = shares.block_rows
-    while block_rows > MIN_BLOCK_ROWS and BLOCKS_IN_FLIGHT * actors * block_rows * request.row_bytes > left_bytes:
+    while block_rows > MIN_BLOCK_ROWS and block_rows * block_row_bytes + file_bytes > store_bytes:
         block_rows //= 2
-    in_flight_bytes = BLOCKS_IN_FLIGHT * actors * block_rows * request.row_bytes + write_rows * file_row_bytes
+    in_flight_bytes = block_rows * block_row_bytes + file_bytes
     if request.memory_budget is not None and in_flight_bytes > store_bytes:  # without one, Ray spills to disk
         raise InputError(
             f"memory: {actors} actors with {BLOCKS_IN_FLIGHT} blocks of {block_rows} rows each are {in_flight_bytes} "

@@ -2,26 +2,20 @@
 
 The graph is the embed job's own, on simulated clusters of Ray; reading, writing and committing are real. Preprocessors
 make blank pixels, and encoders wait as long as a real one would compute: what is left is what the framework and the
-driver cost. Planning and resuming are measured on made-up footers and receipts, in a process of their own.
+driver cost. Planning, resuming and committing are measured on made-up footers and receipts (planning.py).
 """
 
 import json
 import logging
 import os
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -29,6 +23,8 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.table import Table
 
+from jobs.benchmark.planning import SHARD_ROWS, TABLE, UNIT_ROWS, measure_planning
+from jobs.benchmark.watch import every
 from pipeline import compute, schema
 from pipeline.compute import Request
 from pipeline.config import FetchConfig, ScalingConfig, SourceConfig
@@ -41,17 +37,13 @@ from pipeline.embedding.write import WriteSpec
 from pipeline.lease import Lease
 from pipeline.model import OPENAI_MEAN, OPENAI_STD, EncodeSpec, PreprocessSpec
 from pipeline.store import Store
-from pipeline.table import File, Receipt, Unit, receipt_path, table_folder
-
-logger = logging.getLogger(__name__)
+from pipeline.table import table_folder
 
 GPUS_PER_NODE = 8
-PIXELS = PreprocessSpec(
-    height_px=8, width_px=8, mean=OPENAI_MEAN, std=OPENAI_STD
-)  # 192 bytes: bytes are not the question
+NOTE_S = 0.1  # between notes of the driver's processor time
+# 192 bytes: bytes are not the question
+PIXELS = PreprocessSpec(height_px=8, width_px=8, mean=OPENAI_MEAN, std=OPENAI_STD)
 D = 16
-SHARD_ROWS, UNIT_ROWS = 10_000, 8192
-TABLE = "waiting"
 
 
 @dataclass(frozen=True)
@@ -68,21 +60,6 @@ class Point:
     of_linear: float  # share of that time in which encoders computed; what is missing they waited for rows
     driver_cpu_s_per_million: float  # in that time
     driver_busy: float  # CPU seconds of the driver for each second of it
-
-
-@dataclass(frozen=True)
-class Planning:
-    """What made-up footers and receipts cost."""
-
-    shards: int
-    rows: int
-    units: int
-    survey_s: float
-    cut_s: float
-    receipts: int  # 99 % of the units
-    resume_s: float  # to read them, and to know what is pending
-    rss_bytes: int  # with all of it in memory
-    commits_per_s: float  # receipts made durable, one after the other
 
 
 class Blank:
@@ -120,7 +97,7 @@ def scaling(config: ScalingConfig) -> None:
     """Measure all of it, print it, and write out/benchmark/scaling.json."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    planning = _measured_planning(config)
+    planning = measure_planning(config)
     points = [_measure(config, encoders) for encoders in config.encoders]
     result = {"planning": asdict(planning), "points": [asdict(point) for point in points]}
     (out / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -157,14 +134,15 @@ def _measure(config: ScalingConfig, encoders: int) -> Point:
         with Lease(store, table_folder(TABLE)) as lease:
             ledger = Ledger(store, table_folder(TABLE), (unit.shard for unit in units), units, lease)
             spans: set[str] = set()
-            with _DriverClock() as clock:
+            notes: list[tuple[float, float]] = []
+            with every(NOTE_S, lambda: notes.append((time.time(), time.process_time()))):
                 for part in dataflow(source, steps, pools, Blank, Waiting).iter_rows():
                     ledger.add(part)
                     spans.update(part["encoders"])
         if ledger.pending:
             raise RuntimeError(f"{len(ledger.pending)} of {len(units)} units have no receipt")
     start, stop, busy_s, done = _window(spans)
-    driver = clock.between(start, stop)
+    driver = _between(notes, start, stop)
     return Point(
         encoders=encoders,
         nodes=nodes,
@@ -197,31 +175,11 @@ def _window(spans: set[str]) -> tuple[float, float, float, float]:
     )
 
 
-class _DriverClock:
-    """Notes the processor time of this process ten times a second."""
-
-    def __enter__(self) -> Self:
-        self._notes: list[tuple[float, float]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._note, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _note(self) -> None:
-        while not self._stop.wait(0.1):
-            self._notes.append((time.time(), time.process_time()))
-
-    def between(self, start: float, stop: float) -> float:
-        """Give the processor seconds used between two times of day."""
-        times, spent = zip(*self._notes, strict=True)
-        first, last = np.interp([start, stop], times, spent)
-        return float(last - first)
+def _between(notes: list[tuple[float, float]], start: float, stop: float) -> float:
+    """Give the processor seconds used between two times of day, by notes of both."""
+    times, spent = zip(*notes, strict=True)
+    first, last = np.interp([start, stop], times, spent)
+    return float(last - first)
 
 
 @contextmanager
@@ -248,85 +206,3 @@ def _write_shards(folder: Path, rows: int) -> tuple[Shard, ...]:
         table = pa.table({"key": keys, "image": pa.array([b"\xff"] * len(keys), pa.binary())})
         pq.write_table(table, folder / f"{first:09d}.parquet", row_group_size=UNIT_ROWS // 8)
     return survey(SourceConfig(name="waiting", path=str(folder))).shards
-
-
-def _measured_planning(config: ScalingConfig) -> Planning:
-    """Plan and resume in a fresh process, so that its memory is that of planning alone."""
-    with tempfile.TemporaryDirectory(dir=config.out, prefix="planning-") as folder:
-        _make_up_shards(Path(folder) / "shards", config.shards)
-        _make_up_receipts(Path(folder))
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs.benchmark.scaling", folder], stdout=subprocess.PIPE, text=True, check=True
-        )
-        measured = Planning(**json.loads(done.stdout.splitlines()[-1]))
-        return replace(measured, commits_per_s=_measure_commits(Path(folder), config.commits))
-
-
-def _make_up_shards(folder: Path, count: int) -> None:
-    folder.mkdir()
-    made = pa.BufferOutputStream()
-    rows = pa.table({"key": pa.nulls(SHARD_ROWS, pa.string()), "image": pa.array([b""] * SHARD_ROWS, pa.binary())})
-    pq.write_table(rows, made, row_group_size=1000)
-    content = made.getvalue().to_pybytes()
-    for number in range(count):
-        (folder / f"shard-{number:06d}.parquet").write_bytes(content)
-
-
-def _make_up_receipts(folder: Path) -> None:
-    units = cut(survey(_source(folder)).shards, UNIT_ROWS)
-    receipts = folder / "store" / table_folder(TABLE) / "receipts"
-    receipts.mkdir(parents=True)
-    for unit in units[: len(units) * 99 // 100]:
-        (receipts / f"{unit.id}.json").write_text(json.dumps(asdict(_receipt(unit)), indent=1))
-
-
-def _receipt(unit: Unit) -> Receipt:
-    file = File(f"data/unit={unit.id}/{'0' * 32}.parquet", unit.rows, unit.rows * 2048, "0" * 64)
-    return Receipt(
-        unit=unit.id, shard=unit.shard, first_row=unit.first_row, first_group=unit.first_group, groups=unit.groups,
-        rows_in=unit.rows, embedded=unit.rows, rejected=0, reasons={}, encoders=("waiting",), data=(file,), rejects=(),
-        seconds=1.0,
-    )  # fmt: skip
-
-
-def _source(folder: Path) -> SourceConfig:
-    return SourceConfig(name="made-up", path=str(folder / "shards"))
-
-
-def _plan(folder: Path) -> Planning:
-    """Be the fresh process."""
-    started = time.perf_counter()
-    found = survey(_source(folder))
-    surveyed = time.perf_counter()
-    units = cut(found.shards, UNIT_ROWS)
-    cut_up = time.perf_counter()
-    store = Store(str(folder / "store"))
-    with Lease(store, table_folder(TABLE)) as lease:
-        ledger = Ledger(store, table_folder(TABLE), (shard.url for shard in found.shards), units, lease)
-        pending = len(ledger.pending)
-    resumed = time.perf_counter()
-    return Planning(
-        shards=len(found.shards),
-        rows=found.rows,
-        units=len(units),
-        survey_s=round(surveyed - started, 2),
-        cut_s=round(cut_up - surveyed, 2),
-        receipts=len(units) - pending,
-        resume_s=round(resumed - cut_up, 2),
-        rss_bytes=psutil.Process().memory_info().rss,
-        commits_per_s=0.0,
-    )
-
-
-def _measure_commits(folder: Path, count: int) -> float:
-    store = Store(str(folder / "commits"))
-    started = time.perf_counter()
-    for number in range(count):
-        unit = Unit(f"unit-{number:06d}", "shard", 0, UNIT_ROWS, 0, 8)
-        content = json.dumps(asdict(_receipt(unit)), indent=1).encode()
-        store.create(receipt_path(table_folder(TABLE), unit.id), content)
-    return round(count / (time.perf_counter() - started), 1)
-
-
-if __name__ == "__main__":
-    print(json.dumps(asdict(_plan(Path(sys.argv[1])))))

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import threading
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -20,6 +22,25 @@ STAGES = {"Preprocess": "preprocess", "pipeline.embedding.sandbox": "preprocess"
 TASKS = ("ray::Read", "ray::MapBatches", "ray::IDLE")  # workers that read and write in turn
 
 
+@contextmanager
+def every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    """Make a call again and again in a thread, until the block is left, and once more then."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(seconds):
+            call()
+        call()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 @dataclass
 class Watch:
     """Samples twice a second between entering and leaving; the fields hold what was seen."""
@@ -30,47 +51,39 @@ class Watch:
     cpu_seconds: dict[str, float] = field(default_factory=dict)  # by stage, of processes that were there to be sampled
     gpu_busy: float | None = None  # share of the time, as nvidia-smi says; None without one
 
-    def __post_init__(self) -> None:
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._has_gpu = shutil.which("nvidia-smi") is not None
-
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._head = psutil.Process(self.pid)
+        self._first = _spent(_family(self._head))
+        self._last: dict[psutil.Process, tuple[str, float]] = {}
+        self._busy: list[float] = []
+        self._shared_before = _shared_bytes()
+        self._has_gpu = shutil.which("nvidia-smi") is not None
+        self._sampling = every(INTERVAL_S, self._sample)
+        self._sampling.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process(self.pid)
-        first = _spent(_family(me))
-        last: dict[psutil.Process, tuple[str, float]] = {}
-        busy: list[float] = []
-        shared_before = _shared_bytes()
-        while True:
-            is_last = self._stop.wait(INTERVAL_S)
-            total = 0
-            for process in _family(me):
-                try:
-                    last[process] = (_stage(process, is_driver=process == me), _cpu_seconds(process))
-                    memory = process.memory_full_info()
-                    total += getattr(memory, "pss", memory.uss)
-                except (psutil.NoSuchProcess, psutil.AccessDenied):
-                    continue
-            self.peak_bytes = max(self.peak_bytes, total)
-            self.peak_store_bytes = max(self.peak_store_bytes, _shared_bytes() - shared_before)
-            busy += _gpu_busy() if self._has_gpu else []
-            if is_last:
-                break
+        self._sampling.__exit__(None, None, None)
         seconds: dict[str, float] = defaultdict(float)
-        for process, (stage, spent) in last.items():
-            seconds[stage] += spent - first.get(process, 0.0)
+        for process, (stage, spent) in self._last.items():
+            seconds[stage] += spent - self._first.get(process, 0.0)
         self.cpu_seconds = {stage: round(spent, 1) for stage, spent in sorted(seconds.items())}
-        self.gpu_busy = round(mean(busy), 3) if busy else None
+        self.gpu_busy = round(mean(self._busy), 3) if self._busy else None
+
+    def _sample(self) -> None:
+        total = 0
+        for process in _family(self._head):
+            try:
+                self._last[process] = (_stage(process, is_driver=process == self._head), _cpu_seconds(process))
+                memory = process.memory_full_info()
+                total += getattr(memory, "pss", memory.uss)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        self.peak_bytes = max(self.peak_bytes, total)
+        self.peak_store_bytes = max(self.peak_store_bytes, _shared_bytes() - self._shared_before)
+        self._busy += _gpu_busy() if self._has_gpu else []
 
 
 def _family(head: psutil.Process) -> list[psutil.Process]:
