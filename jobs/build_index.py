@@ -4,14 +4,19 @@ import sys
 
 from jobs.launch import launch
 from pipeline.config import IndexConfig
-from pipeline.indexing.run import build
+from pipeline.indexing.publish import Card
+from pipeline.upkeep.backfill import build_only
 
 
 def run(config: IndexConfig) -> None:
     """Build, and print what was measured."""
-    card = build(config)
+    print(said(build_only(config)))
+
+
+def said(card: Card) -> str:
+    """Put a card into two lines."""
     recall = ", ".join(f"{kind} {value:.4f}" for kind, value in card.recall_at_10.items())
-    print(
+    return (
         f"index {card.table}/{card.version}: {card.factory}, {card.ntotal} vectors of {card.d}\n"
         f"recall@10 {recall} on {card.queries} held-out queries, nprobe {card.nprobe}, "
         f"{card.latency_ms:.2f} ms a query on one thread"

@@ -6,14 +6,19 @@ of the actor pools. Knows nothing of images.
 
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import ray
 from ray.data import DataContext
+from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline.errors import InputError
+from pipeline.errors import IncompleteError, InputError, RunError
 from pipeline.machine import available_cpus
+from pipeline.store import STORE_ERRORS
 
 # Actors are placed before tasks, so pools that take every logical CPU leave none for the reads that feed them and hang
 # (Ray issue 44687). Actors here ask for little and tasks for a quarter; four logical CPUs are always enough.
@@ -27,6 +32,14 @@ UNSAFE_VARIABLES = (
     "RAY_DATA_AUTOLOAD_PYEXTENSIONTYPE",
 )
 
+
+# Ray's own word for full disks and for objects that are lost with the node that held them.
+RAY_STORAGE_ERRORS = (
+    ray.exceptions.OutOfDiskError,
+    ray.exceptions.ObjectStoreFullError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.LocalRayletDiedError,
+)
 
 # Rows that travel together: on a CPU small, so that encoding starts a second after decoding; more where many encoders
 # share one driver, which spends some ms on each block (jobs/BENCHMARKS.md, scaling); on a GPU its largest batch.
@@ -81,7 +94,10 @@ def start_ray() -> None:
         raise InputError(f"environment: {', '.join(unsafe)} lets Parquet files run code; unset it")
     if not ray.is_initialized():
         options = {} if os.environ.get("RAY_ADDRESS") else _local_options()
+        ours = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=True, logging_level=logging.WARNING, **options)
+        if callable(ours) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)  # Ray's own aborts the process after three seconds
     context = DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
@@ -105,6 +121,36 @@ def pools(request: Request) -> Pools:
     if not nodes:
         raise InputError("cluster: no node has a whole CPU; wanted at least one with four")
     return _fitted_to_memory(_shares(nodes, request), nodes, request)
+
+
+def named(error: Exception) -> RunError | None:
+    """Name what ended work in Ray, if a person can act on it: storage that fails, memory, a hang, our own errors."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, RunError):
+            return cause
+    for cause in causes:
+        if isinstance(cause, (*STORE_ERRORS, *RAY_STORAGE_ERRORS)):
+            said = f"{type(cause).__name__}: {cause}"
+            return IncompleteError(f"storage failed: {said}; see to it, and the same command goes on")
+        if isinstance(cause, ExecutionTimeoutError):
+            return IncompleteError(f"nothing has moved: {cause}; run the same command again")
+        if isinstance(cause, ray.exceptions.OutOfMemoryError):
+            return IncompleteError(f"a node ran out of memory; ask for a smaller --memory_budget: {cause}")
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those it came from: Ray's own hold the task's, which hold what was raised there."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting += [getattr(one, "cause", None), one.__cause__, one.__context__]
 
 
 def _shares(nodes: list[dict[str, float]], request: Request) -> Pools:

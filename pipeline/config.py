@@ -6,6 +6,7 @@ What a field means is said here, once; the model, not its fields, is what the co
 
 import argparse
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
@@ -30,11 +31,11 @@ from pydantic_settings import (
 )
 
 from pipeline.errors import InputError
+from pipeline.schema import Reason
 
 Fit = Literal["pad", "model"]
 Decode = Literal["exact", "scaled"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Corpus = Literal["jpeg-640x480", "jpeg-4000x3000", "png-512", "mixed"]
 Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"]
 
 # Nothing that runs an interpreter (EPS) or that nobody photographs with. MPO comes through JPEG; naming it breaks
@@ -63,6 +64,13 @@ class SourceConfig(Config):
     """What two rows of one key mean: error ends the run before any work, first rejects all but the first."""
     keep_columns: tuple[str, ...] = ()
     """Columns to carry into the output beside the vector."""
+    fingerprint: Literal["listing", "content"] = "listing"
+    """What tells that a shard was rewritten: its size with etag or modification time; content: when these change, its
+    SHA-256 too, so that a shard which was only copied stays as it is. Then every new shard is read once more."""
+    bad_shards: Literal["error", "skip"] = "error"
+    """What a shard means that cannot be read: the end of the run, or that it is left out, named, and the exit is 3."""
+    removed_shards: Literal["retain", "remove"] = "retain"
+    """What becomes of the rows of a shard that the source does not have any more."""
 
 
 class FetchConfig(Config):
@@ -125,7 +133,25 @@ class TableConfig(Config):
     """None: the store's only table; for jobs.embed, <source.name>__<space>."""
 
 
-class EmbedConfig(TableConfig):
+class WriterConfig(TableConfig):
+    """What every job that writes needs: when to give up, and on what store to insist."""
+
+    single_writer: bool = False
+    """Take a store without conditional writes; then nothing but you keeps two runs from harming each other."""
+    deadline: timedelta | None = Field(default=None, gt=timedelta(0))
+    """Time from the start after which the run stops with status 3: seconds, or as PT6H."""
+    hang_s: float = Field(default=3600.0, gt=0.0)
+    """Seconds without any sign of life after which the run stops, naming its stage."""
+    drain_s: float = Field(default=20.0, ge=0.0)
+    """Seconds after SIGTERM in which units may still end; clusters mostly give 30 in all."""
+
+    @property
+    def deadline_s(self) -> float | None:
+        """The deadline in seconds."""
+        return None if self.deadline is None else self.deadline.total_seconds()
+
+
+class EmbedConfig(WriterConfig):
     """Embed every image of a source: python -m jobs.embed."""
 
     model: str
@@ -144,6 +170,8 @@ class EmbedConfig(TableConfig):
     """What blocks and decoders may take in memory on each node, beside model and Ray; None: half of Ray's store."""
     max_reject_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     """More rejects than this share of the rows end the run with status 3."""
+    max_rows: PositiveInt | None = None
+    """Embed at most so many rows in this run, in whole units; if any are left, the status is 3."""
     partition_by: tuple[str, ...] = ()
     """Kept columns that become folders above the unit's, as hive partitions."""
 
@@ -162,8 +190,8 @@ class EmbedConfig(TableConfig):
         return self
 
 
-class IndexConfig(TableConfig):
-    """Build, measure and publish the index of a table: python -m jobs.build_index."""
+class IndexOptions(Config):
+    """What an index shall be like."""
 
     factory: str | None = None
     """A FAISS key, Flat or IVF…; None: chosen from the number of rows and the memory budget."""
@@ -177,6 +205,65 @@ class IndexConfig(TableConfig):
     """Rows that recall is measured with."""
     seed: int = 0
     """Of the training sample and of those rows."""
+
+
+class IndexConfig(WriterConfig, IndexOptions):
+    """Build, measure and publish the index of a table: python -m jobs.build_index."""
+
+
+class BackfillConfig(EmbedConfig):
+    """Embed what is new, index it, publish, clear away what is old: python -m jobs.backfill."""
+
+    index: IndexOptions = IndexOptions()
+    redrive: tuple[Reason, ...] = ()
+    """Rejects of these reasons are tried again at every run."""
+    keep_versions: PositiveInt = 2
+    """Index versions that stay, the published one among them."""
+    keep_runs: PositiveInt = 100
+    """Runs of the table whose records stay."""
+
+
+class RedriveConfig(EmbedConfig):
+    """Embed the rejects of some reasons again: python -m jobs.redrive."""
+
+    reasons: tuple[Reason, ...] = Field(min_length=1)
+    """Reasons for a reject, as '["fetch_timeout", "fetch_failed"]'."""
+
+
+class PlanConfig(EmbedConfig):
+    """Say what an embed run would do, and write nothing: python -m jobs.plan."""
+
+    rows: PositiveInt | None = None
+    """Rows to embed as a trial, kept nowhere; None: a few blocks for every encoder."""
+    trial: bool = True
+    """Whether to embed any at all; without, no time is estimated."""
+    json_output: bool = Field(default=False, validation_alias=AliasChoices("json"))
+    """Print JSON in place of a table."""
+
+
+class StatusConfig(TableConfig):
+    """Say what a table holds, what is left to do, and who is at it: python -m jobs.status."""
+
+    json_output: bool = Field(default=False, validation_alias=AliasChoices("json"))
+    """Print JSON in place of a table."""
+
+
+class VerifyConfig(TableConfig):
+    """Find every damaged, missing, extra or mixed file of a table and its indexes: python -m jobs.verify."""
+
+    threads: PositiveInt = 16
+    """Files read at a time."""
+
+
+class VacuumConfig(WriterConfig):
+    """Remove what nothing names: files of dead runs, old index versions, old records: python -m jobs.vacuum."""
+
+    dry_run: bool = False
+    """Name it, and remove nothing."""
+    keep_versions: PositiveInt = 2
+    """Index versions that stay, the published one among them."""
+    keep_runs: PositiveInt = 100
+    """Runs of the table whose records stay."""
 
 
 class SearchConfig(TableConfig):
@@ -225,104 +312,6 @@ class ServeConfig(SearchConfig):
     """Processes that answer; each holds the model and the index."""
 
 
-class ThroughputConfig(Config):
-    """Measure decoding, encoding and the embed job on this machine: python -m jobs.benchmark throughput."""
-
-    out: str = "out/benchmark"
-    """Where corpora, weights, tables and the result go."""
-    model: str | None = None
-    """As in the embed job; None: random weights of the architecture."""
-    architecture: str = "ViT-B-32"
-    """Any of OpenCLIP's."""
-    corpora: tuple[Corpus, ...] = ("jpeg-640x480",)
-    """Pictures to make and embed; mixed is seven small JPEGs, two PNGs and one large JPEG of ten."""
-    images: PositiveInt = 2048
-    """Rows of each corpus."""
-    fit: Fit = "pad"
-    """As in the embed job."""
-    decode: Decode = "exact"
-    """As in the embed job."""
-    precision: Precision | None = None
-    """As in the embed job."""
-    passes: PositiveInt = 3
-    """Times that the job runs; medians count."""
-
-
-class ScalingConfig(Config):
-    """Measure where the graph, its planning and its commits stop scaling: python -m jobs.benchmark scaling."""
-
-    out: str = "out/benchmark"
-    """Where made-up shards, tables and the result go."""
-    encoders: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16, 32)
-    """Logical encoders of the simulated clusters, each beside a CPU; they wait where a real one computes."""
-    images_per_s: float = Field(default=312.0, gt=0.0)
-    """Of one encoder; 312 is what clip-retrieval published for ViT-L/14 on an A100."""
-    seconds: float = Field(default=40.0, gt=0.0)
-    """How long each of the clusters should be busy, start-up apart."""
-    shards: PositiveInt = 100_000
-    """Made-up shards of 10,000 rows for planning and resuming."""
-    commits: PositiveInt = 2000
-    """Receipts to write."""
-
-
-class ParityConfig(Config):
-    """Compare vectors with OpenCLIP's own: python -m jobs.benchmark parity."""
-
-    out: str = "out/benchmark"
-    """Where random weights and the result go."""
-    architectures: tuple[str, ...] = (
-        "ViT-B-32",
-        "ViT-B-32-quickgelu",
-        "ViT-S-16-alt",
-        "vit_medium_patch16_gap_256",
-        "RN50",
-        "RN50x4-quickgelu",
-        "convnext_base_w",
-        "EVA02-B-16",
-        "ViTamin-S",
-        "coca_ViT-B-32",
-        "ViT-B-16-SigLIP",
-        "ViT-B-32-SigLIP2-256",
-        "MobileCLIP-S1",
-        "MobileCLIP2-S0",
-        "PE-Core-T-16-384",
-        "ViT-L-14-CLIPA",
-        "swin_base_patch4_window7_224",
-        "roberta-ViT-B-32",
-    )
-    """Of OpenCLIP's; one of every family by default."""
-
-
-class HostileConfig(Config):
-    """Embed a folder of bad images, and mutations of good ones: python -m jobs.benchmark hostile."""
-
-    images: str
-    """The folder, as Tests/images of Pillow's source package."""
-    out: str = "out/benchmark"
-    """Where shards, tables and the result go."""
-    model: str = "jobs/demo/model"
-    """As in the embed job."""
-    good: PositiveInt = 50
-    """Images of the folder that decode, of which mutations are made."""
-    mutations: PositiveInt = 10_000
-    """Flips, cuts and splices of these."""
-    seed: int = 0
-    """Of the mutations."""
-
-
-class DecodingConfig(Config):
-    """Measure what scaled decoding costs in likeness and gains in time: python -m jobs.benchmark decoding."""
-
-    out: str = "out/benchmark"
-    """Where random weights and the result go."""
-    models: tuple[str, ...] = ("jobs/demo/model",)
-    """Checkpoints to compare vectors of."""
-    architectures: tuple[str, ...] = ("ViT-B-32", "ViT-B-16-SigLIP")
-    """And these, with random weights."""
-    passes: PositiveInt = 3
-    """Times that each photograph is decoded; medians count."""
-
-
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 
@@ -334,7 +323,7 @@ def load(model: type[ConfigType], arguments: list[str], program: str) -> ConfigT
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
-    known, flags = first.parse_known_args(arguments)
+    known, flags = first.parse_known_args([_spelled(argument) for argument in arguments])
     keys = _read_toml(known.config) if known.config else {}
 
     class Flags(model, BaseSettings):  # type: ignore[valid-type, misc]  # the base is only known here
@@ -365,6 +354,12 @@ def load(model: type[ConfigType], arguments: list[str], program: str) -> ConfigT
         raise InputError(str(error)) from error
     except ValidationError as error:
         raise InputError("; ".join(_say(problem) for problem in error.errors())) from error
+
+
+def _spelled(argument: str) -> str:
+    """Let flags have hyphens, as --dry-run."""
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
 
 
 def _read_toml(file: str) -> dict[str, object]:

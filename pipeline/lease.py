@@ -1,11 +1,11 @@
 """One writer per table: a lease with an owner, a heartbeat and an expiry, on nothing but put-if-absent.
 
 Leases are numbered, ``lease/000007.json``; the highest number is the one that counts. Whoever finds it released,
-expired or owned by a dead process of this machine creates the next number, and of several only one can. An owner that
+expired or owned by a dead process of this machine creates the next number, and of several only one can. Clocks of
+machines differ and jump, so that one which looks expired is first watched: if its heart beats, it counts. An owner that
 could not renew in time, or sees a higher number, stops before its next commit.
 """
 
-import json
 import logging
 import os
 import socket
@@ -16,13 +16,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.errors import IncompleteError, LeaseHeldError
+from pipeline.errors import IncompleteError, InputError, LeaseHeldError
+from pipeline.seal import seal
 from pipeline.store import STORE_ERRORS, Store
 
 logger = logging.getLogger(__name__)
 
 EXPIRES_S = 60.0  # how long a run that lost its machine keeps others out
 RENEW_S = 10.0  # several tries before the lease runs out
+
+
+def holder(store: Store, folder: str) -> str | None:
+    """Name who holds a folder's lease; None if nobody does, or only somebody who is dead or has not renewed it."""
+    lease = Lease(store, folder)
+    held = lease.newest()
+    if held is None or _is_free(held) or not 0 <= time.time() - held["renewed_s"] <= held["expires_s"]:
+        return None
+    return f"process {held['pid']} on {held['host']} since {held['since']}"
 
 
 class Lease:
@@ -57,7 +67,10 @@ class Lease:
         self._stop.set()
         self._heart.join()
         if self.lost is None:
-            self.store.replace(self._name(self.number), self._content(released=True))
+            try:
+                self.store.replace(self._name(self.number), self._content(released=True))
+            except STORE_ERRORS as failure:  # it runs out by itself; what ended the run is what should be heard
+                logger.warning("lease=%s not released: %s", self.folder, failure)
 
     def check(self) -> None:
         """Stop a run that may no longer write.
@@ -70,6 +83,10 @@ class Lease:
             self.lost = f"could not be renewed for {silent_s:.0f} s"
         if self.lost is not None:
             raise IncompleteError(f"lease {self.folder}: {self.lost}; run the same command again")
+
+    def newest(self) -> dict[str, Any] | None:  # as _read
+        """Read the lease that counts, whoever holds it; None if there never was one."""
+        return self._read(self._newest())
 
     def confirm(self) -> None:
         """Check as `check` does, and look once more whether anybody took over: before anything is removed.
@@ -88,7 +105,7 @@ class Lease:
             held = self._read(newest)
             if held is not None and held["token"] == self._token:
                 return True  # created after all, by a request whose answer was lost
-            if held is not None and not _is_free(held):
+            if held is not None and not _is_free(held) and not self._is_silent(newest, held):
                 raise LeaseHeldError(
                     f"table is being written by another run: lease {self._name(newest)} is held by process "
                     f"{held['pid']} on {held['host']} since {held['since']}; wait for it, or {self.expires_s:.0f} s "
@@ -118,6 +135,16 @@ class Lease:
             except STORE_ERRORS as error:  # the next beat tries again; check() ends the run if none succeeds
                 logger.warning("lease=%s not renewed: %s", self.folder, error)
 
+    def _is_silent(self, number: int, held: dict[str, Any]) -> bool:
+        """Tell whether an owner that should have renewed, by our clock, does not for two beats of its heart."""
+        if 0 <= time.time() - held["renewed_s"] <= held["expires_s"]:
+            return False
+        logger.info(
+            "lease=%s looks expired; watching whether %s on %s is alive", self.folder, held["pid"], held["host"]
+        )
+        time.sleep(2 * held.get("renew_s", RENEW_S))
+        return self._newest() == number and self._read(number) == held
+
     def _newest(self) -> int:
         names = [name.removesuffix(".json") for name in self.store.files(self.folder)]
         return max((int(name) for name in names if name.isdigit()), default=0)
@@ -127,6 +154,10 @@ class Lease:
             held: dict[str, Any] = self.store.read_json(self._name(number))
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise InputError(
+                f"lease {self._name(number)} is damaged ({error}); if no run writes here, remove it"
+            ) from error
         return held
 
     def _name(self, number: int) -> str:
@@ -142,13 +173,14 @@ class Lease:
             "renewed": _now(),
             "renewed_s": time.time(),
             "expires_s": self.expires_s,
+            "renew_s": self.renew_s,
             "released": released,
         }
-        return json.dumps(held, indent=1).encode()
+        return seal(held)
 
 
 def _is_free(held: dict[str, Any]) -> bool:
-    if held["released"] or time.time() - held["renewed_s"] > held["expires_s"]:
+    if held["released"]:
         return True
     ours = _process_identity(os.getpid())
     same_machine = ours is not None and held["process"] is not None and held["process"][:2] == ours[:2]

@@ -14,6 +14,7 @@ ROW_ID = "_row_id"
 SOURCE_ID = "_source_id"
 MODEL_ID = "_model_id"
 VECTOR = "vector"
+CONTENT_HASH = "_content_hash"  # SHA-256 of the encoded image, in hexadecimal; also in flight
 STATUS = "_status"
 ERROR = "_error"  # also in flight; null where the row is good
 STATUS_ERROR = "error"
@@ -26,8 +27,11 @@ ROW = "_row"  # its number within that file
 REASON = "_reason"  # null where the row is good
 IMAGE = "_image"  # encoded bytes, null where there are none
 REFERENCE = "_reference"  # a path or URL to fetch the bytes from
+KNOWN = "_known"  # the vector, float32 as bytes, that an earlier state of the shard had for these contents, or null
 PIXELS = "_pixels"  # uint8, (3, height, width) flattened
 ENCODER = "_encoder"  # device, precision and versions that a vector was computed with
+
+UNREADABLE = "unreadable"  # in place of a reason, in a row that stands for all others of a unit: it cannot be read
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 UNIT_FOLDER = "unit"  # the hive key of data/ and rejects/
@@ -45,6 +49,8 @@ RESERVED = frozenset(
         UNIT,
         IMAGE,
         REFERENCE,
+        CONTENT_HASH,
+        KNOWN,
         PIXELS,
         ENCODER,
         UNIT_FOLDER,
@@ -97,13 +103,14 @@ def vector_type(d: int) -> pa.DataType:
     return pa.list_(pa.float32(), d)
 
 
-def embeddings_schema(d: int, kept: pa.Schema) -> pa.Schema:
-    """The columns of data/: the four of ours, then the kept ones."""
+def embeddings_schema(d: int, kept: pa.Schema, *, content_hashes: bool = True) -> pa.Schema:
+    """The columns of data/: ours, then the kept ones. The first format had no content hashes."""
     ours = [
         pa.field(ROW_ID, pa.string(), nullable=False),
         pa.field(SOURCE_ID, pa.string(), nullable=False),
         pa.field(MODEL_ID, pa.string(), nullable=False),
         pa.field(VECTOR, vector_type(d), nullable=False),
+        *([pa.field(CONTENT_HASH, pa.string(), nullable=False)] if content_hashes else []),
     ]
     return pa.schema(ours + list(kept))
 
@@ -129,10 +136,12 @@ PART_SCHEMA = pa.schema(
         pa.field("rows", pa.int64()),
         pa.field("embedded", pa.int64()),
         pa.field("rejected", pa.int64()),
+        pa.field("reused", pa.int64()),
         pa.field("reasons", pa.list_(pa.struct([("reason", pa.string()), ("rows", pa.int64())]))),
         pa.field("encoders", pa.list_(pa.string())),
         pa.field("data", pa.list_(FILE_TYPE)),
         pa.field("rejects", pa.list_(FILE_TYPE)),
+        pa.field("unreadable", pa.string()),  # why the unit cannot be read; null where it can
     ]
 )
 

@@ -2,29 +2,66 @@
 
 In: a URL or a folder, and paths below it. Out: bytes. `create` never replaces (S3: If-None-Match; disks: link), so of
 two writers one wins; `replace` swaps one whole file for another. That an object exists never means that it is whole
-(a failed stream can leave a truncated one): what is whole is what a receipt names. Knows nothing of tables.
+(a failed stream can leave a truncated one): what is whole is what a receipt names. All of it can be repeated, and is,
+a few times, when a remote store fails. Knows nothing of tables.
 """
 
-import json
+import contextlib
+import http.client
+import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+import aiohttp
 import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
+from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from pipeline.errors import InputError
+from pipeline.seal import seal, unseal
+
+logger = logging.getLogger(__name__)
 
 TEMPORARY_SUFFIX = ".tmp"
+PROBE = ".probe-"  # how files begin that only test whether a store can be written
 
-# What a store may raise when it cannot be reached or refuses: s3fs lets botocore's errors pass, which are no OSError.
-STORE_ERRORS = (OSError, BotoCoreError, ClientError)
+# What a store may raise when it cannot be reached or refuses: s3fs lets botocore's and aiohttp's errors pass, which are
+# no OSError.
+STORE_ERRORS = (OSError, BotoCoreError, ClientError, aiohttp.ClientError, http.client.HTTPException)
+# Of these, what asking again will not mend.
+FINAL_ERRORS = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NoCredentialsError,
+    CredentialRetrievalError,
+)
+TRIES = 6  # after those of s3fs and botocore: with these waits, an outage of half a minute is sat out
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def tried(call: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+    """Make a call that is safe to repeat; while the store fails again after waits of random length, a few times."""
+    again = Retrying(
+        stop=stop_after_attempt(TRIES),
+        wait=wait_random_exponential(FIRST_WAIT_S, LONGEST_WAIT_S),
+        retry=retry_if_exception(lambda error: isinstance(error, STORE_ERRORS) and not isinstance(error, FINAL_ERRORS)),
+        before_sleep=before_sleep_log(logger, logging.WARNING),
+        reraise=True,
+    )
+    return again(call, *arguments, **options)
 
 
 def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -62,6 +99,42 @@ def column_bytes(footer: pq.FileMetaData, groups: Iterable[int], column: str) ->
     return total
 
 
+def list_files(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:  # fsspec is untyped
+    """List the files below a folder, however deep, with what the listing says of them; none if there is no folder.
+
+    On disks by os.walk: fsspec's own find leaves out, without a word, whatever it may not or cannot read.
+
+    Raises:
+        One of STORE_ERRORS: a part of it cannot be listed.
+    """
+    if is_local(filesystem):
+        return _walk_locally(path) if os.path.isdir(path) else {}  # noqa: PTH112 - of 10^5 names
+    try:
+        return dict(tried(filesystem.find, path, detail=True))
+    except FileNotFoundError:
+        return {}
+
+
+def is_file(filesystem: fsspec.AbstractFileSystem, path: str) -> bool:
+    """Tell whether there is a file of this name; fsspec's own isfile takes every error for a no."""
+    try:
+        return bool(tried(filesystem.info, path)["type"] == "file")
+    except FileNotFoundError:
+        return False
+
+
+def fingerprint(entry: dict[str, Any]) -> str:  # a listing's values have many types
+    """Name the state of a file by the best that its filesystem tells of it."""
+    state = next((entry[key] for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified") if entry.get(key)), "")
+    return f"{entry['size']}:{state}"
+
+
+def fingerprint_of(url: str) -> str:
+    """Name the present state of one file, as a listing would."""
+    filesystem, path = filesystem_of(url)
+    return fingerprint(filesystem.info(path))
+
+
 def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
     """Tell whether paths of this filesystem are paths of this machine."""
     return "file" in ((filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol)
@@ -74,6 +147,7 @@ class Store:
         self.filesystem, self.root = filesystem_of(url)
         self.is_local = is_local(self.filesystem)
         self.url = self.root if self.is_local else url.rstrip("/")
+        self.has_conditions = True  # that `create` never replaces; `check_writable` finds out
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         return Store, (self.url,)
@@ -88,11 +162,16 @@ class Store:
         Raises:
             FileNotFoundError: there is none.
         """
-        return bytes(self.filesystem.cat_file(self.path(relative)))
+        return bytes(self._call(self.filesystem.cat_file, self.path(relative)))
 
-    def read_json(self, relative: str) -> Any:  # JSON has every type
-        """Read and parse a JSON file."""
-        return json.loads(self.read(relative))
+    def read_json(self, relative: str) -> dict[str, Any]:  # JSON has every type
+        """Read the fields of a JSON file that `create_json` or `replace_json` wrote.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged.
+        """
+        return unseal(self.read(relative))
 
     def read_many(self, folder: str, suffix: str) -> dict[str, bytes]:
         """Read every file right in a folder whose name ends in ``suffix``, in parallel where the store can: by name."""
@@ -103,7 +182,7 @@ class Store:
         names = sorted(name for name in self.files(folder) if name.endswith(suffix))
         if not names:
             return {}
-        contents = self.filesystem.cat([self.path(f"{folder}/{name}") for name in names])
+        contents = self._call(self.filesystem.cat, [self.path(f"{folder}/{name}") for name in names])
         if isinstance(contents, bytes):  # some filesystems unwrap a list of one
             return {names[0]: contents}
         return {name: bytes(contents[self._listed(f"{folder}/{name}")]) for name in names}
@@ -111,42 +190,58 @@ class Store:
     def files(self, folder: str) -> dict[str, int]:
         """List the files below a folder, however deep: bytes by path relative to it; none if it does not exist."""
         prefix = self._listed(folder) + "/"
-        try:
-            found = self.filesystem.find(self.path(folder), detail=True)
-        except FileNotFoundError:
-            return {}
+        found = list_files(self.filesystem, self.path(folder))
         return {path.removeprefix(prefix): int(entry["size"]) for path, entry in found.items()}
 
     def folders(self, folder: str) -> list[str]:
         """Name the folders right below a folder; none if it does not exist."""
+        return sorted(name for name, size in self._entries(self.path(folder)).items() if size is None)
+
+    def files_at_root(self) -> dict[str, int]:
+        """List the files right below the root: bytes by name."""
+        return {name: size for name, size in self._entries(self.root).items() if size is not None}
+
+    def _entries(self, path: str) -> dict[str, int | None]:
+        """List a folder: bytes of files, None for folders."""
         try:
-            entries = self.filesystem.ls(self.path(folder), detail=True)
+            entries = self._call(self.filesystem.ls, path, detail=True)
         except FileNotFoundError:
-            return []
-        return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory")
+            return {}
+        return {
+            entry["name"].rstrip("/").rpartition("/")[2]: None if entry["type"] == "directory" else int(entry["size"])
+            for entry in entries
+        }
 
     def exists(self, relative: str) -> bool:
         """Tell whether there is a file of this name; not whether it is whole."""
-        return bool(self.filesystem.isfile(self.path(relative)))
+        return is_file(self.filesystem, self.path(relative))
 
     def create(self, relative: str, content: bytes) -> None:
-        """Write a file that must not exist yet, whole or not at all.
+        """Write a file that must not exist yet, whole or not at all; no two writers may bring the same content.
 
         Raises:
             FileExistsError: there is one already.
         """
         if self.is_local:
             self._write_locally(relative, content, replace=False)
-        else:
-            with self.filesystem.open(self.path(relative), "xb") as file:
-                file.write(content)
+            return
+        try:
+            tried(self._create_remotely, relative, content)
+        except FileExistsError:
+            # A write may have happened though it was answered with an error; the next try then meets what it wrote.
+            if self.read(relative) != content:
+                raise
 
     def replace(self, relative: str, content: bytes) -> None:
         """Write a file, in place of an older one if there is one, whole or not at all."""
         if self.is_local:
             self._write_locally(relative, content, replace=True)
         else:
-            self.filesystem.pipe_file(self.path(relative), content)
+            tried(self.filesystem.pipe_file, self.path(relative), content)
+
+    def replace_json(self, relative: str, fields: dict[str, Any]) -> None:  # JSON has every type
+        """Write fields as a sealed JSON file, in place of an older one if there is one."""
+        self.replace(relative, seal(fields))
 
     def put_file(self, relative: str, source: Path) -> None:
         """Write a file that is too large for memory from one on this machine's disk, which is used up by it."""
@@ -158,38 +253,70 @@ class Store:
             shutil.move(source, target)
             _fsync_folder(target.parent)
         else:
-            self.filesystem.put_file(str(source), self.path(relative))
+            tried(self.filesystem.put_file, str(source), self.path(relative))
 
     def get_file(self, relative: str, folder: Path) -> Path:
         """Give a path on this machine's disk to a file: its own, or that of a copy made in ``folder``."""
         if self.is_local:
             return Path(self.path(relative))
         copy = folder / Path(relative).name
-        self.filesystem.get_file(self.path(relative), str(copy))
+        tried(self.filesystem.get_file, self.path(relative), str(copy))
         return copy
 
     def remove(self, relative: str) -> None:
         """Remove a file; one that is gone already is no error. Empty folders above it go too, on disks."""
         path = self.path(relative)
         try:
-            self.filesystem.rm_file(path)
+            self._call(self.filesystem.rm_file, path)
         except FileNotFoundError:
             return
         if self.is_local:
             _remove_empty_folders(Path(path).parent, Path(self.root))
 
-    def check_writable(self) -> None:
-        """Write, and remove, a small file.
+    def check_writable(self, *, single_writer: bool) -> None:
+        """Write a small file, try to write another in its place, and remove it.
 
         Raises:
-            InputError: the store cannot be written.
+            InputError: the store cannot be written, or lets a second writer replace what the first created and
+                ``single_writer`` does not say that there never is one.
         """
-        probe = f".probe-{uuid.uuid4().hex}"
+        probe = f"{PROBE}{uuid.uuid4().hex}"
         try:
-            self.create(probe, b"")
+            self.replace(probe, b"first")
+            self.has_conditions = self._refuses(probe)
+            self.remove(probe)
         except STORE_ERRORS as error:
             raise InputError(f"store {self.url}: cannot be written: {error}") from error
-        self.remove(probe)
+        if not self.has_conditions and not single_writer:
+            raise InputError(
+                f"store {self.url}: has no conditional writes, so that two runs at once would not see each other; "
+                "wanted another store, or --single_writer true where there never are two"
+            )
+
+    def _refuses(self, existing: str) -> bool:
+        """Tell whether a file that is there cannot be created."""
+        try:
+            self.create(existing, b"second")
+        except FileExistsError:
+            return True
+        except (ValueError, NotImplementedError) as error:  # a filesystem that does not know open(path, "xb")
+            logger.info("store=%s create=%s", self.url, error)
+        return False
+
+    def _create_remotely(self, relative: str, content: bytes) -> None:
+        if self.has_conditions:
+            with self.filesystem.open(self.path(relative), "xb") as file:
+                file.write(content)
+        elif self.exists(relative):
+            raise FileExistsError(relative)
+        else:
+            self.filesystem.pipe_file(self.path(relative), content)
+
+    def _call(
+        self, call: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
+    ) -> Result:
+        """Repeat calls to remote stores only: what a disk refuses once it refuses again."""
+        return call(*arguments, **options) if self.is_local else tried(call, *arguments, **options)
 
     def _listed(self, relative: str) -> str:
         """Spell a path as this filesystem's listings do."""
@@ -212,6 +339,23 @@ class Store:
         finally:
             temporary.unlink(missing_ok=True)
         _fsync_folder(path.parent)
+
+
+def _walk_locally(root: str) -> dict[str, dict[str, Any]]:  # as fsspec's find
+    found = {}
+    for folder, _, names in os.walk(root, onerror=_refuse):
+        for name in names:
+            path = f"{folder}/{name}"
+            with contextlib.suppress(FileNotFoundError):  # removed while we looked
+                state = os.stat(path)  # noqa: PTH116 - of 10^5 files
+                found[path] = {"name": path, "type": "file", "size": state.st_size, "mtime": state.st_mtime}
+    return dict(sorted(found.items()))
+
+
+def _refuse(error: OSError) -> None:
+    """Let os.walk fail; but a folder that was removed while it looked has nothing in it."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _fsync_folder(folder: Path) -> None:

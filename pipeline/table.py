@@ -1,4 +1,4 @@
-"""What rests in a table's folder and how it is read: its record, its units' receipts, its name.
+"""What rests in a table's folder and how it is read: its record, its units' receipts, its shards, its name.
 
 Here the rooms meet: embedding writes these files, indexing and searching read them. Knows neither how rows are made
 nor what they are for.
@@ -6,7 +6,7 @@ nor what they are for.
 
 import hashlib
 import io
-import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from pipeline.config import Precision
 from pipeline.errors import IncompleteError, InputError
 from pipeline.model import PreprocessSpec
+from pipeline.seal import unseal
 from pipeline.store import Store
 
 ImageKind = Literal["bytes", "reference", "struct"]  # encoded bytes; paths and URLs; Hugging Face's pair of both
@@ -32,6 +33,9 @@ class Unit:
     rows: int
     first_group: int
     groups: int
+    state: str | None = None  # of the shard: rows of another state are other rows
+    shard_rows: int | None = None  # in this state
+    fingerprint: str | None = None  # of the shard's file when it was listed; None: not checked when it is read
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class Receipt:
     data: tuple[File, ...]
     rejects: tuple[File, ...]
     seconds: float  # since the receipt before it in the same run: the sum is the run's time
+    # What the first format did not say:
+    state: str | None = None  # of the shard
+    shard_rows: int | None = None  # in this state
+    lease: int = 0  # number of the lease it was written under: later ones are larger, whatever clocks say
+    reused: int = 0  # rows whose vector an earlier state of the shard had already
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ class TableRecord:
     preprocess: PreprocessSpec
     precision: Precision | None  # as asked for first; what each unit was computed in, its receipt says
     d: int
+    content_hashes: bool = False  # whether rows have them; the first format had none
 
 
 def table_folder(table: str) -> str:
@@ -124,18 +134,37 @@ def read_record(store: Store, table: str) -> TableRecord | None:
         return TypeAdapter(TableRecord).validate_python(fields)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
 
 
 def write_record(store: Store, table: str, record: TableRecord, versions: dict[str, str]) -> None:
     """Write table.json with the software versions beside it."""
-    content = json.dumps({**asdict(record), "versions": versions}, indent=1)
-    store.replace(f"{table_folder(table)}/table.json", content.encode())
+    store.replace_json(f"{table_folder(table)}/table.json", {**asdict(record), "versions": versions})
+
+
+def live_receipts(receipts: Iterable[Receipt]) -> dict[str, Receipt]:
+    """Choose the receipts that make up the table, by unit: of every shard those of one state.
+
+    That is the newest state all of whose rows have been written: a shard that was rewritten changes over at once, with
+    the last of its units. Where no state is whole, as of a new shard, the newest counts as far as it is there.
+    """
+    states: dict[str, dict[str | None, list[Receipt]]] = {}
+    for receipt in receipts:
+        states.setdefault(receipt.shard, {}).setdefault(receipt.state, []).append(receipt)
+    chosen = (max(of_shard.values(), key=_standing) for of_shard in states.values())
+    return {receipt.unit: receipt for one_state in chosen for receipt in one_state}
+
+
+def _standing(one_state: list[Receipt]) -> tuple[bool, int]:
+    """Rank the states of a shard. The first format did not say how many rows there are: it is taken as whole."""
+    wanted = one_state[0].shard_rows
+    is_whole = wanted is None or sum(receipt.rows_in for receipt in one_state) == wanted
+    return is_whole, max(receipt.lease for receipt in one_state)
 
 
 def read_receipts(store: Store, folder: str) -> dict[str, Receipt]:
-    """Read all receipts of a table's folder, by unit.
+    """Read all receipts of a table's folder, by unit; also those that others have taken the place of.
 
     Raises:
         InputError: a receipt that is not one.
@@ -152,13 +181,15 @@ def parse_receipt(path: str, content: bytes) -> Receipt:
         InputError: it is not one.
     """
     try:
-        fields: dict[str, Any] = json.loads(content)  # text, numbers and lists of files
+        fields: dict[str, Any] = unseal(content)  # text, numbers and lists of files
         for kind in ("data", "rejects"):
             fields[kind] = tuple(File(**file) for file in fields[kind])
         fields["encoders"] = tuple(fields["encoders"])
         return Receipt(**fields)
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"receipt {path} is damaged ({error}); remove it to embed its unit again") from error
+        raise InputError(
+            f"receipt {path} is damaged ({error}); remove it, and the next run embeds its unit again"
+        ) from error
 
 
 def read_checked(store: Store, folder: str, file: File) -> pa.Table:

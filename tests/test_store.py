@@ -103,7 +103,7 @@ def test_a_failed_write_on_disk_leaves_nothing_behind(tmp_path: Path, monkeypatc
 def test_a_store_that_cannot_be_written_is_an_input_error(tmp_path: Path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(InputError, match="cannot be written"):
-        Store(str(tmp_path / "file" / "store")).check_writable()
+        Store(str(tmp_path / "file" / "store")).check_writable(single_writer=False)
 
 
 def test_an_unknown_scheme_is_an_input_error():
@@ -121,4 +121,4 @@ def test_removing_the_last_file_of_a_folder_on_disk_removes_the_folder(tmp_path:
 
 def test_a_bucket_that_does_not_exist_is_an_input_error(s3: str):
     with pytest.raises(InputError, match="cannot be written"):
-        Store("s3://no-such-bucket/store").check_writable()
+        Store("s3://no-such-bucket/store").check_writable(single_writer=False)

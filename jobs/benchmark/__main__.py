@@ -3,8 +3,9 @@
 import sys
 from importlib import import_module
 
+from jobs.benchmark.config import DecodingConfig, HostileConfig, ParityConfig, ScalingConfig, ThroughputConfig
 from jobs.launch import launch
-from pipeline.config import Config, DecodingConfig, HostileConfig, ParityConfig, ScalingConfig, ThroughputConfig
+from pipeline.config import Config
 
 # Each is a module beside this one, with a function of its name.
 BENCHMARKS: dict[str, type[Config]] = {

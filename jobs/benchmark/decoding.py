@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from jobs.benchmark.config import DecodingConfig
 from jobs.benchmark.material import make_checkpoint, photographs, saved
 from pipeline import model
-from pipeline.config import Decode, DecodingConfig, Fit
+from pipeline.config import Decode, Fit
 from pipeline.embedding.encode import Encode
 from pipeline.embedding.fit import pixels_of
 from pipeline.model import EncodeSpec

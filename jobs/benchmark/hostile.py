@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 from ray._private import state
 
+from jobs.benchmark.config import HostileConfig
 from jobs.benchmark.material import saved
 from jobs.benchmark.watch import Watch
 from pipeline import compute, model
-from pipeline.config import EmbedConfig, HostileConfig, SourceConfig
+from pipeline.config import EmbedConfig, SourceConfig
 from pipeline.embedding.run import embed
 from pipeline.embedding.sandbox import Sandbox
 from pipeline.errors import IncompleteError

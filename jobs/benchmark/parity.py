@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from jobs.benchmark.config import ParityConfig
 from jobs.benchmark.material import make_checkpoint, photographs, saved
 from pipeline import model
-from pipeline.config import Fit, ParityConfig, Precision
+from pipeline.config import Fit, Precision
 from pipeline.embedding.encode import Encode
 from pipeline.embedding.fit import pixels_of
 from pipeline.errors import IncompleteError

@@ -12,7 +12,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import ScalingConfig, SourceConfig
+from jobs.benchmark.config import ScalingConfig
+from pipeline.config import SourceConfig
 from pipeline.embedding.plan import cut, survey
 from pipeline.embedding.receipts import Ledger
 from pipeline.lease import Lease

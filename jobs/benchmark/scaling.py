@@ -23,16 +23,18 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.table import Table
 
+from jobs.benchmark.config import ScalingConfig
 from jobs.benchmark.planning import SHARD_ROWS, TABLE, UNIT_ROWS, measure_planning
 from jobs.benchmark.watch import every
 from pipeline import compute, schema
 from pipeline.compute import Request
-from pipeline.config import FetchConfig, ScalingConfig, SourceConfig
+from pipeline.config import FetchConfig, SourceConfig
+from pipeline.embedding.dataflow import TEXT_BYTES, Steps, dataflow
 from pipeline.embedding.fetch import fetch_spec
 from pipeline.embedding.plan import Shard, cut, survey
 from pipeline.embedding.read import ReadSpec, UnitSource
 from pipeline.embedding.receipts import Ledger
-from pipeline.embedding.run import TEXT_BYTES, Steps, dataflow
+from pipeline.embedding.reuse import ReuseSpec
 from pipeline.embedding.write import WriteSpec
 from pipeline.lease import Lease
 from pipeline.model import OPENAI_MEAN, OPENAI_STD, EncodeSpec, PreprocessSpec
@@ -124,9 +126,10 @@ def _measure(config: ScalingConfig, encoders: int) -> Point:
                 fetches=False,
             )
         )
-        source = UnitSource(units, ReadSpec("image", "bytes", "key", (), max_image_bytes=1 << 20), {})
+        source = UnitSource(units, ReadSpec("image", "bytes", "key", pa.schema([]), max_image_bytes=1 << 20), {})
         steps = Steps(
             fetch=fetch_spec(FetchConfig(), 0),
+            reuse=ReuseSpec(store.url, table_folder(TABLE)),
             preprocess=PIXELS,
             encode=EncodeSpec(str(config.images_per_s), "", PIXELS),
             write=WriteSpec(store.url, table_folder(TABLE), "waiting", "waiting", D, pa.schema([]), ()),
@@ -136,7 +139,7 @@ def _measure(config: ScalingConfig, encoders: int) -> Point:
             spans: set[str] = set()
             notes: list[tuple[float, float]] = []
             with every(NOTE_S, lambda: notes.append((time.time(), time.process_time()))):
-                for part in dataflow(source, steps, pools, Blank, Waiting).iter_rows():
+                for part in dataflow(source, steps, pools, {}, Blank, Waiting).iter_rows():
                     ledger.add(part)
                     spans.update(part["encoders"])
         if ledger.pending:

@@ -30,11 +30,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from jobs.benchmark.config import Corpus, ThroughputConfig
 from jobs.benchmark.material import make_checkpoint, photograph, saved
 from jobs.benchmark.watch import Watch
 from pipeline import model
 from pipeline.compute import CPU_BLOCK_ROWS
-from pipeline.config import Corpus, ThroughputConfig
 from pipeline.embedding.batching import BatchSizes
 from pipeline.embedding.encode import CPU_BATCH_SIZES, GPU_BATCH_SIZES, Encode
 from pipeline.embedding.fit import pixels_of

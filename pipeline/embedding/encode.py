@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
@@ -68,23 +69,30 @@ class Encode:
         self.std_level = torch.tensor(spec.preprocess.std, device=self.device).view(3, 1, 1) * 255
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Replace pixels by vectors; rows with a reason, and those the model has no direction for, get zeros."""
+        """Replace pixels by vectors; rows with a reason, and those the model has no direction for, get zeros.
+
+        Rows whose vector is known keep it, and what it was computed with.
+        """
         shape = (batch.num_rows, 3, self.spec.preprocess.height_px, self.spec.preprocess.width_px)
         pixels = batch[schema.PIXELS].combine_chunks().flatten().to_numpy().reshape(shape)  # a view, not a copy
         reasons: list[str | None] = batch[schema.REASON].to_pylist()
         errors: list[str | None] = batch[schema.ERROR].to_pylist()
-        good = np.array([i for i, reason in enumerate(reasons) if reason is None], np.int64)
+        known: list[bytes | None] = batch[schema.KNOWN].to_pylist()
+        good = np.array([i for i, reason in enumerate(reasons) if reason is None and known[i] is None], np.int64)
         if len(good) == len(pixels):
             vectors = self.encode_images(pixels)
         else:
             vectors = np.zeros((len(pixels), self.d), np.float32)
             vectors[good] = self.encode_images(pixels[good])
+            for i, vector in enumerate(known):
+                if vector is not None:
+                    vectors[i] = np.frombuffer(vector, np.float32)
         for i in good[~vectors[good].any(axis=1)]:
             reasons[i] = Reason.ZERO_VECTOR.value
             row = batch[schema.ROW][int(i)].as_py()
             errors[i] = schema.error_text(Reason.ZERO_VECTOR, row, "the model's vector is zero or not finite")
         values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.d)
-        encoder = pa.repeat(self.description, batch.num_rows)
+        encoder = pc.fill_null(batch[schema.ENCODER], self.description)
         new = {schema.VECTOR: values, schema.ENCODER: encoder, **schema.outcome_columns(reasons, errors)}
         return schema.replace_columns(batch, [schema.PIXELS], new)
 

@@ -1,29 +1,46 @@
 """Which rows there are, cut into units: shards are listed, their footers read and checked, no image is touched.
 
-In: a source's config. Out: a `Survey` of its shards, and units: row-group-aligned slices that are written and
-committed together. Whatever is wrong with a source is found here, before any work. Cutting is pure; reading is not.
+In: a source's config, and its shards as an earlier run knew them. Out: a `Survey` of its shards, and units:
+row-group-aligned slices that are written and committed together. Whatever is wrong with a source is found here, before
+any work; shards that are as they were are not opened. Cutting is pure; reading is not.
 """
 
 import hashlib
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+from fsspec.utils import glob_translate
 
 from pipeline import schema
 from pipeline.config import SourceConfig
 from pipeline.errors import InputError
-from pipeline.store import STORE_ERRORS, column_bytes, filesystem_of, is_local, open_parquet
+from pipeline.store import (
+    STORE_ERRORS,
+    column_bytes,
+    filesystem_of,
+    fingerprint,
+    is_file,
+    is_local,
+    list_files,
+    open_parquet,
+    tried,
+)
 from pipeline.table import ImageKind, Unit
+
+logger = logging.getLogger(__name__)
 
 # Footers are small and may be far away: latency, not bandwidth. On disks it is Python that takes the time, one thread
 # of it after the other: 10^5 footers in the page cache take 12 s with one, 16 s with 4 and 22 s with 32.
 FOOTER_THREADS, DISK_THREADS = 32, 4
 MAX_CHUNK = 64  # footers that a thread reads in one go: handing them out one by one costs more than reading them
+HASH_BYTES = 8 << 20  # read at once
 
 
 @dataclass(frozen=True)
@@ -32,15 +49,20 @@ class Shard:
 
     url: str  # its identity, however the source's path was spelled
     bytes: int
-    fingerprint: str  # changes when the file is rewritten
+    fingerprint: str  # as the listing tells: changes when the file is rewritten, and when it is only copied
     group_rows: tuple[int, ...]  # rows of each row group
     image_bytes: int  # of the image column
     kept_bytes: int  # of the columns that are carried into the output
+    state: str  # of its contents: the fingerprint that they were first seen under
+    sha256: str | None = None  # of the file, where the source asks for it
 
     @property
     def rows(self) -> int:
         """All rows of the shard."""
         return sum(self.group_rows)
+
+
+Footer = tuple[Shard, pa.Schema]
 
 
 @dataclass(frozen=True)
@@ -50,6 +72,7 @@ class Survey:
     shards: tuple[Shard, ...]
     image_kind: ImageKind
     kept: pa.Schema
+    unreadable: dict[str, str] = field(default_factory=dict)  # URL -> why; left out, as the source asks
 
     @property
     def rows(self) -> int:
@@ -67,28 +90,45 @@ class Survey:
         return sum(shard.kept_bytes for shard in self.shards) // self.rows
 
 
-def survey(source: SourceConfig) -> Survey:
-    """List a source's shards and check the columns of every one of them.
+def survey(source: SourceConfig, known: Mapping[str, Shard] | None = None) -> Survey:
+    """List a source's shards, and check the columns of every one that is not known as it is.
+
+    Args:
+        known: shards of an earlier survey by URL, whose columns were found right for this source.
 
     Raises:
-        InputError: no shard, no row, an unreadable shard, a missing column or one of the wrong type.
+        InputError: no shard, no row, a shard that cannot be read where the source does not skip those, a missing column
+            or one of the wrong type.
     """
     listed = sorted(_list_shards(source), key=lambda shard: shard[0])
-    if not listed:
-        raise InputError(f"source {source.name}: no shards at {source.path}")
-    shards: list[Shard] = []
-    for shard, columns in _footers(source, listed):
+    known = known or {}
+    changed = [place for place in listed if not _is_as_known(source, known.get(place[0]), place[2])]
+    # One shard is always opened: it says what the columns are.
+    changed = changed or listed[:1]
+    shards: dict[str, Shard] = {}
+    unreadable: dict[str, str] = {}
+    for url, footer in _footers(source, changed, known):
+        if isinstance(footer, str):
+            unreadable[url] = footer
+            logger.warning("shard=%s left out: %s", url, footer)
+            continue
+        shard, columns = footer
         if not shards:
-            first, wanted = columns, _wanted_columns(source, shard, columns)
-        elif not columns.equals(first) and _wanted_columns(source, shard, columns) != wanted:
+            first, first_columns, wanted = url, columns, _wanted_columns(source, shard, columns)
+        elif not columns.equals(first_columns) and _wanted_columns(source, shard, columns) != wanted:
             raise InputError(
-                f"source {source.name}: shard {shard.url}: {_brief(source, columns)}; wanted, as in {shards[0].url}: "
-                f"{_brief(source, first)}"
+                f"source {source.name}: shard {url}: {_brief(source, columns)}; wanted, as in {first}: "
+                f"{_brief(source, first_columns)}"
             )
-        shards.append(shard)
-    found = Survey(tuple(shards), *wanted)
+        shards[url] = shard
+    if not shards:
+        raise InputError(
+            f"source {source.name}: none of {len(changed)} shards can be read, as {min(unreadable.items())}"
+        )
+    all_shards = (shards.get(url) or known[url] for url, _, _ in listed if url not in unreadable)
+    found = Survey(tuple(all_shards), *wanted, unreadable)
     if found.rows == 0:
-        raise InputError(f"source {source.name}: no rows in {len(shards)} shards at {source.path}")
+        raise InputError(f"source {source.name}: no rows in {len(found.shards)} shards at {source.path}")
     return found
 
 
@@ -113,49 +153,83 @@ def _list_shards(source: SourceConfig) -> Iterator[tuple[str, int, str]]:
             if url in seen:
                 raise InputError(f"source {source.name}: {url} is named twice")
             seen.add(url)
-            yield url, int(entry["size"]), _fingerprint(entry)
+            yield url, int(entry["size"]), fingerprint(entry)
 
 
 def _expand(filesystem: Any, root: str) -> dict[str, dict[str, Any]]:  # fsspec is untyped
     """List files with what the listing says of them: one request per folder or page, none per file."""
-    if filesystem.isfile(root):
-        return {root: filesystem.info(root)}
     if any(character in root for character in "*?["):
-        return {path: entry for path, entry in filesystem.glob(root, detail=True).items() if entry["type"] == "file"}
+        # Not by fsspec's glob: it takes a folder that cannot be listed for an empty one.
+        wanted = re.compile(glob_translate(root))
+        above = re.split(r"[*?\[]", root, maxsplit=1)[0].rpartition("/")[0]
+        return {path: entry for path, entry in list_files(filesystem, above).items() if wanted.match(path)}
+    if is_file(filesystem, root):
+        return {root: filesystem.info(root)}
     return {
         path: entry
-        for path, entry in filesystem.find(root, detail=True).items()
+        for path, entry in list_files(filesystem, root).items()
         if path.endswith((".parquet", ".parq"))
         and not any(part.startswith((".", "_")) for part in path.removeprefix(root).split("/"))
     }
 
 
-def _fingerprint(entry: dict[str, Any]) -> str:  # a listing's values have many types
-    """Name this state of a file by the best that its filesystem tells of it."""
-    state = next((entry[key] for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified") if entry.get(key)), "")
-    return f"{entry['size']}:{state}"
+def _is_as_known(source: SourceConfig, known: Shard | None, fingerprint: str) -> bool:
+    is_hashed = source.fingerprint == "listing" or (known is not None and known.sha256 is not None)
+    return known is not None and known.fingerprint == fingerprint and is_hashed
 
 
-def _footers(source: SourceConfig, listed: list[tuple[str, int, str]]) -> Iterator[tuple[Shard, pa.Schema]]:
-    """Read all footers, many at a time, in the order listed."""
+def _footers(
+    source: SourceConfig, listed: list[tuple[str, int, str]], known: Mapping[str, Shard]
+) -> Iterator[tuple[str, Footer | str]]:
+    """Read all footers, many at a time, in the order listed; for shards to be skipped, why they cannot be read."""
     threads = FOOTER_THREADS if any("://" in url for url, _, _ in listed) else DISK_THREADS
     some = max(1, min(MAX_CHUNK, len(listed) // (4 * threads)))
     chunks = [listed[start : start + some] for start in range(0, len(listed), some)]
     with ThreadPoolExecutor(threads) as pool:
-        for footers in pool.map(lambda chunk: [_read_footer(source, *shard) for shard in chunk], chunks):
+        for footers in pool.map(lambda chunk: [_footer(source, place, known) for place in chunk], chunks):
             yield from footers
 
 
-def _read_footer(source: SourceConfig, url: str, size: int, fingerprint: str) -> tuple[Shard, pa.Schema]:
+def _footer(source: SourceConfig, place: tuple[str, int, str], known: Mapping[str, Shard]) -> tuple[str, Footer | str]:
+    url, size, fingerprint = place
     try:
-        with open_parquet(url) as file:
-            footer = file.metadata
-            groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-            image_bytes = column_bytes(footer, range(len(groups)), source.image_column)
-            kept_bytes = sum(column_bytes(footer, range(len(groups)), name) for name in source.keep_columns)
-            return Shard(url, size, fingerprint, groups, image_bytes, kept_bytes), file.schema_arrow
+        read = partial(_read_footer, source, url, size, fingerprint, known.get(url))
+        return url, tried(read) if "://" in url else read()
     except (pa.ArrowException, *STORE_ERRORS) as error:
-        raise InputError(f"source {source.name}: shard {url} cannot be read: {error}") from error
+        if source.bad_shards == "skip":
+            return url, str(error)
+        raise InputError(
+            f"source {source.name}: shard {url} cannot be read: {error}; mend or remove it, or leave such shards out "
+            "with --source.bad_shards skip"
+        ) from error
+
+
+def _read_footer(source: SourceConfig, url: str, size: int, fingerprint: str, known: Shard | None) -> Footer:
+    sha256 = _sha256(url) if source.fingerprint == "content" else None
+    is_same = known is not None and (known.fingerprint == fingerprint or (sha256 and known.sha256 == sha256))
+    with open_parquet(url) as file:
+        footer = file.metadata
+        groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+        shard = Shard(
+            url=url,
+            bytes=size,
+            fingerprint=fingerprint,
+            group_rows=groups,
+            image_bytes=column_bytes(footer, range(len(groups)), source.image_column),
+            kept_bytes=sum(column_bytes(footer, range(len(groups)), name) for name in source.keep_columns),
+            state=known.state if known is not None and is_same else fingerprint,
+            sha256=sha256,
+        )
+        return shard, file.schema_arrow
+
+
+def _sha256(url: str) -> str:
+    filesystem, path = filesystem_of(url)
+    digest = hashlib.sha256()
+    with filesystem.open(path, "rb", block_size=HASH_BYTES, cache_type="readahead") as file:
+        while content := file.read(HASH_BYTES):
+            digest.update(content)
+    return digest.hexdigest()
 
 
 def _wanted_columns(source: SourceConfig, shard: Shard, columns: pa.Schema) -> tuple[ImageKind, pa.Schema]:
@@ -223,8 +297,18 @@ def _cut_shard(shard: Shard, unit_rows: int) -> Iterator[Unit]:
 
 
 def _unit(shard: Shard, first_row: int, rows: int, first_group: int, groups: int) -> Unit:
-    """Name a unit after its place and the state of its shard: readable first, unique by the hash behind it."""
-    identity = f"{shard.url}\n{shard.fingerprint}\n{first_row}\n{rows}"
+    """Name a unit after its place and its shard's state: readable first, unique by the hash behind it."""
+    identity = f"{shard.url}\n{shard.state}\n{first_row}\n{rows}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     stem = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(shard.url).stem).strip("-")[:40]
-    return Unit(f"{stem}-{first_row:08d}-{digest}", shard.url, first_row, rows, first_group, groups)
+    return Unit(
+        id=f"{stem}-{first_row:08d}-{digest}",
+        shard=shard.url,
+        first_row=first_row,
+        rows=rows,
+        first_group=first_group,
+        groups=groups,
+        state=shard.state,
+        shard_rows=shard.rows,
+        fingerprint=shard.fingerprint,
+    )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import schema
@@ -28,7 +29,7 @@ class Preprocess:
             yield self._preprocessed(batch.slice(start, self.max_rows))
 
     def _preprocessed(self, batch: pa.Table) -> pa.Table:
-        """Rows that already carry a reason keep it."""
+        """Rows that already carry a reason keep it; those whose vector is known need no picture."""
         reasons: list[str | None] = batch[schema.REASON].to_pylist()
         errors: list[str | None] = batch[schema.ERROR].to_pylist()
         images = [
@@ -36,8 +37,9 @@ class Preprocess:
             for image, reason in zip(batch[schema.IMAGE], reasons, strict=True)
         ]
         pixels, outcomes = self.sandbox.pixels(images)
+        is_known = pc.is_valid(batch[schema.KNOWN]).to_pylist()
         for i, reject in enumerate(outcomes):
-            if reject is not None and reasons[i] is None:
+            if reject is not None and reasons[i] is None and not is_known[i]:
                 reasons[i] = reject.reason.value
                 errors[i] = schema.error_text(reject.reason, batch[schema.ROW][i].as_py(), str(reject))
         new = {schema.PIXELS: pixel_array(pixels), **schema.outcome_columns(reasons, errors)}

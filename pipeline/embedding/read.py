@@ -1,9 +1,13 @@
 """Units in, image batches out: one Ray Data read task per unit, streaming record batches of bounded bytes.
 
 A batch has the unit, the row number within the shard, the key as text, the encoded bytes or a reference to them, the
-kept columns, and an empty reason and error. Of a huge row group only the pages in use are in memory.
+kept columns, and an empty reason and error. Of a huge row group only the pages in use are in memory. A shard that
+cannot be read is tried again from where it failed; then one row says so in place of the rows that are missing.
 """
 
+import logging
+import random
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +23,24 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipeline import schema
 from pipeline.schema import Reason
-from pipeline.store import column_bytes, open_parquet
+from pipeline.store import FINAL_ERRORS, STORE_ERRORS, column_bytes, fingerprint_of, open_parquet
 from pipeline.table import Unit
+
+logger = logging.getLogger(__name__)
 
 BATCH_BYTES = 16 << 20  # of encoded images in memory at once, twice over
 MAX_BATCH_ROWS = 1024
 NOTHING = np.empty(0, np.int64)
+TRIES, WAIT_S = 4, 2.0  # after those of the store's client; each wait up to twice as long as the one before
+READ_ERRORS = (pa.ArrowException, *STORE_ERRORS)
+
+
+class UnreadableError(Exception):
+    """The rest of a unit cannot be read."""
+
+    def __init__(self, row: int, why: str) -> None:
+        super().__init__(why)
+        self.row = row  # the first that is missing, within its shard
 
 
 @dataclass(frozen=True)
@@ -34,15 +50,27 @@ class ReadSpec:
     image_column: str
     image_kind: str
     key_column: str | None
-    keep_columns: tuple[str, ...]
+    kept: pa.Schema  # columns to carry along, as they are written
     max_image_bytes: int  # longer ones go no further
 
 
 class UnitSource(Datasource):  # type: ignore[misc]  # Ray's classes are untyped
-    """One read task per unit; ``left_out`` gives, by shard, the rows whose key an earlier row has."""
+    """One read task per unit.
 
-    def __init__(self, units: list[Unit], spec: ReadSpec, left_out: dict[str, NDArray[np.int64]]) -> None:
+    Args:
+        left_out: by shard, the rows whose key an earlier row has.
+        rows_each: how many rows of each unit to read, for a trial; None: all.
+    """
+
+    def __init__(
+        self,
+        units: list[Unit],
+        spec: ReadSpec,
+        left_out: dict[str, NDArray[np.int64]],
+        rows_each: int | None = None,
+    ) -> None:
         super().__init__()
+        self.rows_each = rows_each
         self.units = units
         self.spec = spec
         self.left_out = left_out
@@ -55,13 +83,12 @@ class UnitSource(Datasource):  # type: ignore[misc]  # Ray's classes are untyped
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         """Make a task for each unit, however many Ray would like."""
-        return [
-            ReadTask(
-                partial(read_unit, unit, self.spec, self._left_out_of(unit)),
-                BlockMetadata(num_rows=unit.rows, size_bytes=None, exec_stats=None, input_files=(unit.shard,)),
-            )
-            for unit in self.units
-        ]
+        return [self._task(unit) for unit in self.units]
+
+    def _task(self, unit: Unit) -> ReadTask:
+        rows = min(unit.rows, self.rows_each or unit.rows)
+        known = BlockMetadata(num_rows=rows, size_bytes=None, exec_stats=None, input_files=(unit.shard,))
+        return ReadTask(partial(read_or_say_why, unit, self.spec, self._left_out_of(unit), rows), known)
 
     def _left_out_of(self, unit: Unit) -> NDArray[np.int64]:
         rows = self.left_out.get(unit.shard, NOTHING)
@@ -69,22 +96,61 @@ class UnitSource(Datasource):  # type: ignore[misc]  # Ray's classes are untyped
         return rows[first:last]
 
 
+def read_or_say_why(unit: Unit, spec: ReadSpec, left_out: NDArray[np.int64], max_rows: int) -> Iterable[pa.Table]:
+    """Stream a unit's first rows as `read_unit` does; if they end early, one row more says why."""
+    left = max_rows
+    try:
+        for batch in read_unit(unit, spec, left_out):
+            yield batch.slice(0, left)
+            left -= batch.num_rows
+            if left <= 0:
+                return
+    except UnreadableError as error:
+        yield _unreadable_batch(unit, error, spec)
+
+
 def read_unit(unit: Unit, spec: ReadSpec, left_out: NDArray[np.int64] = NOTHING) -> Iterable[pa.Table]:
-    """Stream a unit's rows as image batches, in the order of the shard; those of ``left_out`` without their image."""
-    columns = [spec.image_column, *spec.keep_columns]
-    if spec.key_column is not None:
-        columns.append(spec.key_column)
-    row = unit.first_row
-    with open_parquet(unit.shard) as file:
-        groups = range(unit.first_group, unit.first_group + unit.groups)
-        rows = _batch_rows(file.metadata, groups, spec.image_column)
-        for batch in file.iter_batches(rows, row_groups=list(groups), columns=sorted(set(columns))):
-            for piece in _pieces(batch, spec.image_column):
+    """Stream a unit's rows as image batches, in the order of the shard; those of ``left_out`` without their image.
+
+    Raises:
+        UnreadableError: the shard cannot be read, not even again, or is not what it was when it was listed.
+    """
+    row, failures = unit.first_row, 0
+    while True:
+        try:
+            for piece in _batches_from(row, unit, spec):
                 yield _refused(_image_batch(piece, unit, row, spec), spec, left_out)
                 row += piece.num_rows
+            return
+        except READ_ERRORS as error:
+            failures += 1
+            is_final = isinstance(error, FINAL_ERRORS) or "://" not in unit.shard or failures == TRIES
+            if is_final:
+                raise UnreadableError(row, f"shard {unit.shard} cannot be read from row {row} on: {error}") from error
+            wait_s = random.uniform(0, WAIT_S * 2**failures)
+            logger.warning("unit=%s row=%d read again in %.1f s: %s", unit.id, row, wait_s, error)
+            time.sleep(wait_s)
 
 
-def _batch_rows(footer: pq.FileMetaData, groups: range, image_column: str) -> int:
+def _batches_from(row: int, unit: Unit, spec: ReadSpec) -> Iterator[pa.RecordBatch]:
+    """Yield the unit's rows from one of them on, as the shard has them."""
+    columns = {spec.image_column, *spec.kept.names, *([spec.key_column] if spec.key_column is not None else [])}
+    if unit.fingerprint is not None and fingerprint_of(unit.shard) != unit.fingerprint:
+        raise UnreadableError(row, f"shard {unit.shard} was rewritten while this run was at it; the next run sees it")
+    with open_parquet(unit.shard) as file:
+        groups, first_row = list(range(unit.first_group, unit.first_group + unit.groups)), unit.first_row
+        rows = _batch_rows(file.metadata, groups, spec.image_column)
+        while groups and first_row + (group_rows := file.metadata.row_group(groups[0]).num_rows) <= row:
+            first_row += group_rows
+            del groups[0]
+        for batch in file.iter_batches(rows, row_groups=groups, columns=sorted(columns)):
+            rest = batch.slice(max(0, row - first_row))
+            first_row += batch.num_rows
+            if rest.num_rows:
+                yield from _pieces(rest, spec.image_column)
+
+
+def _batch_rows(footer: pq.FileMetaData, groups: list[int], image_column: str) -> int:
     """Choose how many rows make BATCH_BYTES, by what the footer says of the image column.
 
     A power of two: where images are alike, batches of such sizes add up to the encoder's without a rest.
@@ -122,11 +188,26 @@ def _image_batch(batch: pa.RecordBatch, unit: Unit, first_row: int, spec: ReadSp
         schema.ERROR: pa.nulls(count, pa.string()),
         **_images(batch.column(spec.image_column), unit, spec),
     }
-    for name in spec.keep_columns:
-        column = batch.column(name)
-        view = column.type in (pa.string_view(), pa.binary_view())  # Ray and pyarrow cannot filter by these
-        columns[name] = column.cast(pa.string() if column.type == pa.string_view() else pa.binary()) if view else column
+    for field in spec.kept:
+        column = batch.column(field.name)
+        columns[field.name] = column if column.type == field.type else column.cast(field.type)
     return pa.table(columns)
+
+
+def _unreadable_batch(unit: Unit, error: UnreadableError, spec: ReadSpec) -> pa.Table:
+    """Make the one row that stands for those of a unit that cannot be read."""
+    columns: dict[str, pa.Array] = {
+        schema.UNIT: pa.array([unit.id]),
+        schema.SHARD: pa.array([unit.shard]),
+        schema.ROW: pa.array([error.row], pa.int64()),
+        schema.ROW_ID: pa.array([""]),
+        schema.REASON: pa.array([schema.UNREADABLE]),
+        schema.ERROR: pa.array([str(error)]),
+        schema.IMAGE: pa.nulls(1, pa.large_binary()),
+    }
+    if spec.image_kind != "bytes":
+        columns[schema.REFERENCE] = pa.nulls(1, pa.string())
+    return pa.table({**columns, **{field.name: pa.nulls(1, field.type) for field in spec.kept}})
 
 
 def _refused(batch: pa.Table, spec: ReadSpec, left_out: NDArray[np.int64]) -> pa.Table:

@@ -1,10 +1,10 @@
 """What is finished: one receipt per unit, written last, by the driver alone, and only when its counts close.
 
 In: the units planned, and the parts that the write step reports (which rows of which unit lie in which files). Out:
-receipts, and what is still pending. A file that no receipt names does not exist for anybody. Knows nothing of Ray.
+receipts, and what is still pending. A file that no receipt names does not exist for anybody. A receipt is withdrawn
+when another state of its shard is written to the last unit, or the shard is gone. Knows nothing of Ray.
 """
 
-import json
 import logging
 import time
 from collections import Counter
@@ -13,10 +13,13 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.lease import Lease
+from pipeline.seal import seal
 from pipeline.store import TEMPORARY_SUFFIX, Store
 from pipeline.table import File, Receipt, Unit, parse_receipt, read_receipts, receipt_path
 
 logger = logging.getLogger(__name__)
+
+KINDS = ("data", "rejects", "receipts")  # the folders of a table
 
 
 class Ledger:
@@ -29,34 +32,41 @@ class Ledger:
         self.shards = set(shards)
         self.units = {unit.id: unit for unit in units}
         self.receipts = read_receipts(store, folder)
-        self.skipped = self._done = len(self.units.keys() & self.receipts.keys())
+        self.again: set[str] = set()  # units to be written anew though they have a receipt
+        self.unreadable: dict[str, str] = {}  # units that could not be read in this run, and why
+        self.rows_done = self.rows_reused = 0  # in this run
         self._parts: dict[str, list[dict[str, Any]]] = {}  # rows of schema.PART_SCHEMA
         self._mark = time.monotonic()
         self._first: float | None = None  # when rows came first in this run, and last
         self._last = 0.0
-        self._first_rows = self._rows = 0
+        self._first_rows = 0
 
     @property
     def pending(self) -> list[Unit]:
-        """The planned units without a receipt, in the order of the plan."""
-        return [unit for unit in self.units.values() if unit.id not in self.receipts]
+        """The planned units without a receipt, or to be written again, in the order of the plan."""
+        return [unit for unit in self.units.values() if unit.id not in self.receipts or unit.id in self.again]
 
     @property
     def images_per_s(self) -> float:
         """Give the mean rate of this run after its first rows: start-up is before them; 0 until there are more."""
         if self._first is None or self._last == self._first:
             return 0.0
-        return (self._rows - self._first_rows) / (self._last - self._first)
+        return (self.rows_done - self._first_rows) / (self._last - self._first)
 
     def add(self, part: dict[str, Any]) -> None:
-        """Take note of rows that are written; commit their unit if they were its last.
+        """Take note of rows that are written, or cannot be read; commit their unit if they were its last.
 
         Raises:
             IncompleteError: the table's lease is lost.
             RuntimeError: rows came twice, or rows that the unit does not have.
         """
-        self._count(part["rows"])
         unit = self.units[part["unit"]]
+        if part["unreadable"] is not None:
+            self.unreadable[unit.id] = part["unreadable"]
+            logger.warning("unit=%s unreadable=%s", unit.id, part["unreadable"])
+            return
+        self._count(part["rows"])
+        self.rows_reused += part["reused"]
         parts = self._parts.setdefault(unit.id, [])
         parts.append(part)
         if sum(part["rows"] for part in parts) >= unit.rows:
@@ -64,8 +74,15 @@ class Ledger:
             del self._parts[unit.id]
 
     def replaced(self) -> list[Receipt]:
-        """Give receipts of earlier states of shards that are planned in their present state."""
-        return [r for r in self.receipts.values() if r.unit not in self.units and r.shard in self.shards]
+        """Give receipts of earlier states of shards whose present state is written to the last unit."""
+        unfinished = {unit.shard for unit in self.units.values() if unit.id not in self.receipts}
+        present = self.shards - unfinished
+        return [r for r in self.receipts.values() if r.unit not in self.units and r.shard in present]
+
+    def removed(self, unreadable: Iterable[str]) -> list[Receipt]:
+        """Give receipts of shards that the source does not have any more; those that cannot be read it has."""
+        present = self.shards | set(unreadable)
+        return [receipt for receipt in self.receipts.values() if receipt.shard not in present]
 
     def retire(self, receipt: Receipt) -> None:
         """Withdraw a receipt; its files are then unnamed."""
@@ -75,26 +92,19 @@ class Ledger:
 
     def remove_unnamed_files(self) -> int:
         """Remove what attempts that died left behind, which no receipt names: how many files."""
-        if not self._unnamed():
+        if not unnamed_files(self.store, self.folder, self.receipts.values()):
             return 0
         self.lease.confirm()
         self.receipts = read_receipts(self.store, self.folder)  # as they are, not as this run remembers them
-        unnamed = self._unnamed()
+        unnamed = unnamed_files(self.store, self.folder, self.receipts.values())
         for path in unnamed:
             self.lease.check()
             self.store.remove(f"{self.folder}/{path}")
+        logger.info("table=%s unnamed_files_removed=%d", self.folder, len(unnamed))
         return len(unnamed)
 
-    def _unnamed(self) -> list[str]:
-        named = {file.path for r in self.receipts.values() for file in (*r.data, *r.rejects)}
-        found = [f"{kind}/{name}" for kind in ("data", "rejects") for name in self.store.files(f"{self.folder}/{kind}")]
-        half = [f"receipts/{name}" for name in self.store.files(f"{self.folder}/receipts")]
-        return [path for path in found if path not in named] + [
-            path for path in half if path.endswith(TEMPORARY_SUFFIX)
-        ]
-
     def _count(self, rows: int) -> None:
-        self._rows += rows
+        self.rows_done += rows
         self._last = time.monotonic()
         if self._first is None:
             self._first, self._first_rows = self._last, rows
@@ -119,22 +129,39 @@ class Ledger:
             data=tuple(File(**file) for part in parts for file in part["data"]),
             rejects=tuple(File(**file) for part in parts for file in part["rejects"]),
             seconds=round(now - self._mark, 3),
+            state=unit.state,
+            shard_rows=unit.shard_rows,
+            lease=self.lease.number,
+            reused=sum(part["reused"] for part in parts),
         )
         _check_counts(receipt)
         self.lease.check()
         path = receipt_path(self.folder, unit.id)
-        try:
-            self.store.create(path, json.dumps(asdict(receipt), indent=1).encode())
-        except FileExistsError:  # committed by a run that lost its lease meanwhile; its receipt counts
-            receipt = parse_receipt(path, self.store.read(path))
+        if unit.id in self.again:
+            self.store.replace(path, seal(asdict(receipt)))
+            self.again.remove(unit.id)
+        else:
+            try:
+                self.store.create(path, seal(asdict(receipt)))
+            except FileExistsError:  # committed by a run that lost its lease meanwhile; its receipt counts
+                receipt = parse_receipt(path, self.store.read(path))
         self._mark = now
         self.receipts[unit.id] = receipt
-        self._done += 1
         logger.info(
-            "unit=%s rows=%d rejects=%d seconds=%.2f images_per_s=%.1f units_done=%d units=%d",
-            unit.id, unit.rows, receipt.rejected, receipt.seconds, self.images_per_s,
-            self._done, len(self.units),
+            "unit=%s rows=%d rejects=%d reused=%d seconds=%.2f images_per_s=%.1f",
+            unit.id, unit.rows, receipt.rejected, receipt.reused, receipt.seconds, self.images_per_s,
         )  # fmt: skip
+
+
+def unnamed_files(store: Store, folder: str, receipts: Iterable[Receipt]) -> dict[str, int]:
+    """List the files of a table's folder that no receipt names, and receipts half written: bytes by path below it."""
+    named = {file.path for receipt in receipts for file in (*receipt.data, *receipt.rejects)}
+    found = {f"{kind}/{path}": size for kind in KINDS for path, size in store.files(f"{folder}/{kind}").items()}
+    return {
+        path: size
+        for path, size in found.items()
+        if (path.endswith(TEMPORARY_SUFFIX) if path.startswith("receipts/") else path not in named)
+    }
 
 
 def _check_tiling(unit: Unit, parts: list[dict[str, Any]]) -> None:

@@ -1,64 +1,46 @@
-"""The embed job: a source's pending units through read, fetch, preprocess, encode and write, receipt by receipt.
+"""The embed job: a source's pending units through the data flow, committed receipt by receipt, old states withdrawn.
 
-In: an `EmbedConfig`. Out: a table's files, its receipts, and a `Report` whose counts close. The data flow is
-`dataflow`; everything else here says what is pending before it and what holds after it.
+In: an `EmbedConfig`. Out: a table's files, its receipts, and a `Report` whose counts close. Everything here says what
+is pending before the data flow and what holds after it. A run that ends early leaves what it committed, and the same
+command goes on from there.
 """
 
-import json
 import logging
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
+import ray
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources, TaskPoolStrategy
+from ray.data import DataContext
 
-import pipeline
-from pipeline import compute, model, schema
-from pipeline.compute import Pools, Request
-from pipeline.config import EmbedConfig, PreprocessConfig
-from pipeline.embedding.decode import check_formats
-from pipeline.embedding.fetch import Fetch, FetchSpec, fetch_spec
+from pipeline import compute, schema
+from pipeline.config import EmbedConfig
+from pipeline.embedding.dataflow import dataflow, pools_for, read_spec, steps_for
 from pipeline.embedding.keys import duplicate_rows
 from pipeline.embedding.plan import Survey, cut, survey
-from pipeline.embedding.preprocess import Preprocess
-from pipeline.embedding.read import ReadSpec, UnitSource
+from pipeline.embedding.read import UnitSource
 from pipeline.embedding.receipts import Ledger
-from pipeline.embedding.sandbox import BYTES_PER_PIXEL
-from pipeline.embedding.write import Write, WriteSpec
-from pipeline.errors import IncompleteError, InputError
+from pipeline.embedding.record import agreed, new_record, space_of
+from pipeline.embedding.reuse import Elder
+from pipeline.embedding.shards import read_shards, write_shards
+from pipeline.errors import IncompleteError
 from pipeline.lease import Lease
-from pipeline.model import EncodeSpec, Limits, PreprocessSpec
+from pipeline.metrics import Metrics
+from pipeline.progress import Meter
+from pipeline.runs import Run, new_run, run_folder, write_run
 from pipeline.schema import Reason
 from pipeline.store import Store
-from pipeline.table import TableRecord, read_checked, read_record, table_folder, write_record
+from pipeline.table import TableRecord, Unit, read_checked, read_record, table_folder, write_record
 
 logger = logging.getLogger(__name__)
 
-PARTITION_TYPES = (
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_integer,
-    pa.types.is_boolean,
-    pa.types.is_date,
-)
-TEXT_BYTES = 1024  # of one row in flight: its key, its unit, its shard's URL
-VERSIONED = ("ray", "torch", "open_clip_torch", "pillow", "pyarrow", "numpy")
-
-
-@dataclass(frozen=True)
-class Steps:
-    """What each step of the data flow has to know."""
-
-    fetch: FetchSpec
-    preprocess: PreprocessSpec
-    encode: EncodeSpec
-    write: WriteSpec
+NAMED = 5  # units, shards or rows that an error names; the report has them all
 
 
 @dataclass(frozen=True)
@@ -68,316 +50,305 @@ class Report:
     table: str
     space: str
     d: int
-    units: int
-    units_skipped: int
-    rows_in: int
+    units: int  # planned
+    units_skipped: int  # of these, done before
+    rows_in: int  # of planned units that are done
     embedded: int
     rejected: int
     reasons: dict[str, int]
     encoders: tuple[str, ...]  # what all vectors of these units were computed with
     rows_now: int  # of this run
+    reused_now: int  # of these, whose vector was there already
     seconds: float
     steady_images_per_s: float  # after the first rows were written; 0 if there were no others
 
 
-class LazyEncode:
-    """Encode, imported where it runs: torch takes seconds to import, and whoever plans has no use for it."""
+@dataclass(frozen=True)
+class Job:
+    """What is being embedded, and into what."""
 
-    def __init__(self, spec: EncodeSpec) -> None:
-        from pipeline.embedding.encode import Encode
+    config: EmbedConfig
+    store: Store
+    table: str
+    record: TableRecord
+    found: Survey
+    ledger: Ledger
+    run: Run
 
-        self.step = Encode(spec)
+    @property
+    def folder(self) -> str:
+        """The table's folder below the store's root."""
+        return table_folder(self.table)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Do what Encode does."""
-        return self.step(batch)
 
-
-def embed(config: EmbedConfig) -> Report:
+def embed(
+    config: EmbedConfig,
+    run: Run | None = None,
+    again: Collection[Reason] = (),
+    then: Callable[[str], None] | None = None,
+) -> Report:
     """Embed what is pending of a source, commit it unit by unit, and leave nothing behind that no receipt names.
+
+    Args:
+        run: where to note what is found out.
+        again: units with rejects of these reasons are pending once more.
+        then: called with the table's name while it is leased, after the last receipt and before files go that none
+            names any more: the place to build and publish an index in.
 
     Raises:
         InputError: the source, the model, the store or the table cannot be used as asked; nothing was encoded.
         LeaseHeldError: another run writes the table.
-        IncompleteError: units are missing, or more rows were rejected than the config allows.
+        IncompleteError: rows are missing, more were rejected than the config allows, or storage failed.
     """
     started = time.monotonic()
+    run = run or new_run("embed", config)
     store = Store(config.store)
-    found = survey(config.source)
-    wanted = _record(config, found)
-    table = config.table or f"{config.source.name}__{wanted.space}"
-    store.check_writable()
-    units = cut(found.shards, config.unit_rows)
+    with run.stage("plan"):
+        space = space_of(config)
+        run.table = table = config.table or f"{config.source.name}__{space.name}"
+        run.model = {"id": space.checkpoint.model_id, "space": space.name, "d": space.d}
+        run.model["sha256"] = space.checkpoint.sha256
+        known = read_shards(store, table_folder(table), config.source)
+        found = survey(config.source, known)
+        wanted = new_record(config, space, found)
+        units = cut(found.shards, config.unit_rows)
+        store.check_writable(single_writer=config.single_writer)
     with Lease(store, table_folder(table)) as lease:
-        stored = read_record(store, table)
-        record = wanted if stored is None else _agreed(table, stored, wanted)
-        ledger = Ledger(store, table_folder(table), (shard.url for shard in found.shards), units, lease)
-        pending = ledger.pending
-        logger.info(
-            "table=%s space=%s shards=%d rows=%d units=%d units_skipped=%d units_pending=%d",
-            table, record.space, len(found.shards), found.rows, len(units), ledger.skipped, len(pending),
-        )  # fmt: skip
+        with run.stage("plan"):
+            stored = read_record(store, table)
+            record = wanted if stored is None else agreed(table, stored, wanted)
+            ledger = Ledger(store, table_folder(table), (shard.url for shard in found.shards), units, lease)
+            job = Job(config, store, table, record, found, ledger, run)
+            skipped = len(units) - len(ledger.pending)
+            _note_source(job)
+            ledger.again = _again(job, again)
+            pending = _first_rows(ledger.pending, config.max_rows)
+            logger.info(
+                "table=%s space=%s shards=%d rows=%d units=%d units_skipped=%d units_pending=%d",
+                table, record.space, len(found.shards), found.rows, len(units), skipped, len(pending),
+            )  # fmt: skip
+            left_out = _left_out(job) if pending else {}
+        run.source["snapshot"] = write_shards(
+            store, table_folder(table), config.source, found, known, run_folder(run.id)
+        )
+        write_run(store, run)
         if pending:
-            left_out = _left_out(config, store, table, found, ledger)
-            compute.start_ray()
-            pools = _pools(config, record, found)
-            store.replace(f"sources/{config.source.name}.json", config.source.model_dump_json(indent=1).encode())
-            store.replace(f"{table_folder(table)}/config.json", config.model_dump_json(indent=1).encode())
-            if stored is None:
-                write_record(store, table, record, _versions())
-            source = UnitSource(pending, _read_spec(config, record), left_out)
-            for part in dataflow(source, _steps(config, store, table, record, found, pools), pools).iter_rows():
-                ledger.add(part)
-        _finish(table, ledger)
-    report = _report(ledger, table, record, sum(unit.rows for unit in pending), time.monotonic() - started)
-    _check_limits(report, found.rows, config.max_reject_fraction)
+            with run.stage("embed"):
+                _embed_units(job, pending, left_out, is_new=stored is None)
+        report = _report(job, skipped, time.monotonic() - started)
+        _check_counts(report, job)
+        _withdraw(job)
+        if then is not None:
+            then(table)
+        with run.stage("clear"):
+            ledger.remove_unnamed_files()
+    _check_complete(job)
     return report
 
 
-def dataflow(
-    source: UnitSource,
-    steps: Steps,
-    pools: Pools,
-    preprocess: type = Preprocess,
-    encode: type = LazyEncode,
-) -> Dataset:
-    """Units in; out, for every run of rows that is written, one row of schema.PART_SCHEMA.
+def _embed_units(job: Job, pending: list[Unit], left_out: dict[str, NDArray[np.int64]], *, is_new: bool) -> None:
+    """Run the data flow over some units and commit them."""
+    config, store, record, ledger = job.config, job.store, job.record, job.ledger
+    compute.start_ray()
+    job.run.cluster = {"nodes": float(len(ray.nodes())), **ray.cluster_resources()}
+    pools = pools_for(config, record, job.found)
+    store.replace_json(f"sources/{config.source.name}.json", config.source.model_dump(mode="json"))
+    store.replace_json(f"{job.folder}/config.json", config.model_dump(mode="json"))
+    if is_new:
+        write_record(store, job.table, record, job.run.versions)
+    write_run(store, job.run)
+    DataContext.get_current().execution_no_progress_timeout_s = config.hang_s
+    source = UnitSource(pending, read_spec(config, record, job.found), left_out)
+    steps = steps_for(config, store, job.table, record, job.found, pools.encoder_threads)
+    done = job.found.rows - sum(unit.rows for unit in ledger.pending)
+    metrics = Metrics(job.table, job.found.rows, done)
+    with Meter(done + sum(unit.rows for unit in pending), done) as meter:
+        for part in _parts(dataflow(source, steps, pools, _elders(job, pending))):
+            ledger.add(part)
+            if ledger.unreadable and config.source.bad_shards == "error":
+                raise IncompleteError(f"table {job.table}: {min(ledger.unreadable.items())}")
+            reasons = {entry["reason"]: entry["rows"] for entry in part["reasons"]}
+            meter.add(part["rows"], reasons)
+            metrics.add(part["embedded"], part["reused"], reasons)
+            _check_rejects(job, _bad(dict(meter.reasons)))
 
-    Args:
-        preprocess, encode: the steps; jobs.benchmark has others, which only take their time.
+
+def _parts(rows: ray.data.Dataset) -> Iterator[dict[str, Any]]:  # rows of schema.PART_SCHEMA
+    """Yield what the data flow reports.
+
+    Raises:
+        IncompleteError: storage, memory or a node failed for good.
     """
-    context = DataContext.get_current()
-    context.target_max_block_size = pools.block_rows * steps.preprocess.pixel_bytes
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=pools.in_flight_bytes)
-    task = {"num_cpus": compute.TASK_CPUS}
-    readers, writers = TaskPoolStrategy(size=pools.readers), TaskPoolStrategy(size=pools.writers)
-    rows = ray.data.read_datasource(source, override_num_blocks=len(source.units), compute=readers, **task)
-    if source.spec.image_kind != "bytes":
-        rows = rows.map_batches(
-            Fetch,
-            fn_constructor_args=(steps.fetch,),
-            compute=ActorPoolStrategy(size=pools.fetchers),
-            batch_size=compute.CPU_BLOCK_ROWS,
-            batch_format="pyarrow",
-            **task,
-        )
-    return (
-        rows.map_batches(
-            preprocess,
-            fn_constructor_args=(steps.preprocess, pools.block_rows),
-            compute=ActorPoolStrategy(size=pools.preprocessors),
-            batch_size=None,  # blocks as they were read: of large images they have few rows
-            batch_format="pyarrow",
-            num_cpus=pools.preprocessor_cpus,
-        )
-        .map_batches(
-            encode,
-            fn_constructor_args=(steps.encode,),
-            compute=ActorPoolStrategy(size=pools.encoders),
-            batch_size=pools.block_rows,
-            batch_format="pyarrow",
-            num_cpus=0,
-            num_gpus=pools.encoder_gpus,
-        )
-        .map_batches(
-            Write(steps.write).__call__, compute=writers, batch_size=pools.write_rows, batch_format="pyarrow", **task
-        )
-    )
-
-
-def _steps(config: EmbedConfig, store: Store, table: str, record: TableRecord, found: Survey, pools: Pools) -> Steps:
-    return Steps(
-        fetch=fetch_spec(config.fetch, record.preprocess.limits.max_image_bytes),
-        preprocess=record.preprocess,
-        encode=EncodeSpec(
-            model=record.model,
-            space=record.space,
-            preprocess=record.preprocess,
-            precision=config.encode.precision,
-            dimensions=config.encode.dimensions,
-            batch_size=config.encode.batch_size,
-            threads=pools.encoder_threads,
-            allow_pickle_weights=config.allow_pickle_weights,
-        ),
-        write=WriteSpec(
-            store=store.url,
-            folder=table_folder(table),
-            source=config.source.name,
-            model_id=record.model_id,
-            d=record.d,
-            kept=found.kept,
-            partition_by=config.partition_by,
-        ),
-    )
-
-
-def _pools(config: EmbedConfig, record: TableRecord, found: Survey) -> Pools:
-    limits = record.preprocess.limits
-    pools = compute.pools(
-        Request(
-            row_bytes=record.preprocess.pixel_bytes + found.kept_bytes + TEXT_BYTES,
-            written_bytes=4 * record.d + found.kept_bytes + TEXT_BYTES,
-            unit_rows=config.unit_rows,
-            picture_bytes=BYTES_PER_PIXEL * limits.max_image_pixels + 2 * limits.max_image_bytes,
-            image_bytes=found.image_bytes,
-            fetches=record.image_kind != "bytes",
-            threads=config.encode.threads,
-            memory_budget=config.memory_budget,
-        )
-    )
-    logger.info("pools=%s", json.dumps(asdict(pools)))
-    return pools
-
-
-def _read_spec(config: EmbedConfig, record: TableRecord) -> ReadSpec:
-    source, limits = config.source, record.preprocess.limits
-    return ReadSpec(
-        record.image_column, record.image_kind, source.key_column, source.keep_columns, limits.max_image_bytes
-    )
-
-
-def _record(config: EmbedConfig, found: Survey) -> TableRecord:
-    """Say what all rows of the table will have in common."""
-    checkpoint = model.resolve(
-        config.model, allow_pickle_weights=config.allow_pickle_weights, expected_sha256=config.expected_sha256
-    )
-    preprocess = checkpoint.preprocess_spec(config.preprocess.fit, config.preprocess.decode, _limits(config.preprocess))
-    dimensions = config.encode.dimensions
-    if dimensions is not None and dimensions > checkpoint.embed_dim:
-        raise InputError(f"encode.dimensions: wanted at most {checkpoint.embed_dim}, got {dimensions}")
-    for name in config.partition_by:
-        kind = found.kept.field(name).type
-        if not any(check(kind) for check in PARTITION_TYPES):
-            raise InputError(f"partition_by: column {name!r} is {kind}; wanted text, whole numbers, booleans or dates")
-    return TableRecord(
-        source=config.source.name,
-        image_column=config.source.image_column,
-        image_kind=found.image_kind,
-        key_column=config.source.key_column,
-        kept={field.name: str(field.type) for field in found.kept},
-        partition_by=config.partition_by,
-        unit_rows=config.unit_rows,
-        space=checkpoint.space(preprocess, dimensions),
-        model=checkpoint.name,
-        model_id=checkpoint.model_id,
-        model_sha256=checkpoint.sha256,
-        preprocess=preprocess,
-        precision=config.encode.precision,
-        d=dimensions or checkpoint.embed_dim,
-    )
-
-
-def _limits(config: PreprocessConfig) -> Limits:
     try:
-        check_formats(config.formats)
-    except ImportError as error:
-        raise InputError(str(error)) from error
-    return Limits(config.formats, config.max_image_bytes, config.max_image_pixels, config.max_decode_s)
+        yield from rows.iter_rows()
+    except Exception as error:
+        failure = compute.named(error)
+        if failure is None:
+            raise
+        raise failure from error
 
 
-def _versions() -> dict[str, str]:
-    return {"rayclip": pipeline.__version__, **{name: version(name) for name in VERSIONED}}
+def _first_rows(units: list[Unit], max_rows: int | None) -> list[Unit]:
+    """Take whole units from the front, up to a number of rows, but at least one."""
+    if max_rows is None:
+        return units
+    ends = np.cumsum([unit.rows for unit in units])
+    return units[: max(1, int(np.searchsorted(ends, max_rows, side="right")))]
 
 
-def _left_out(
-    config: EmbedConfig, store: Store, table: str, found: Survey, ledger: Ledger
-) -> dict[str, NDArray[np.int64]]:
+def _again(job: Job, reasons: Collection[Reason]) -> set[str]:
+    """Name the finished units to be written anew: those with such rejects, and where keys may be free again.
+
+    A row that was left out because an earlier one had its key is wanted after all when that one's shard has changed.
+    """
+    ledger, wanted = job.ledger, set(reasons)
+    if job.config.source.key_column is not None and (job.run.source["rewritten"] or _to_remove(job)):
+        wanted.add(Reason.DUPLICATE_KEY)
+    receipts = (ledger.receipts[unit] for unit in ledger.units if unit in ledger.receipts)
+    return {receipt.unit for receipt in receipts if wanted & receipt.reasons.keys()}
+
+
+def _to_remove(job: Job) -> bool:
+    return job.config.source.removed_shards == "remove" and bool(job.ledger.removed(job.found.unreadable))
+
+
+def _left_out(job: Job) -> dict[str, NDArray[np.int64]]:
     """Find the rows whose key an earlier row has, where what earlier runs committed is the earliest."""
-    committed = [unit for unit in ledger.units.values() if unit.id in ledger.receipts]
+    ledger = job.ledger
+    pending = {unit.id for unit in ledger.pending}
+    committed = [unit for unit in ledger.units.values() if unit.id not in pending]
     before: dict[str, list[pa.ChunkedArray]] = {}
     for receipt in (ledger.receipts[unit.id] for unit in committed):
         for file in receipt.rejects if Reason.DUPLICATE_KEY in receipt.reasons else ():
-            rejects = read_checked(store, table_folder(table), file)
+            rejects = read_checked(job.store, job.folder, file)
             rows = rejects.filter(pc.equal(rejects[schema.REJECT_REASON], Reason.DUPLICATE_KEY))
             before.setdefault(receipt.shard, []).append(rows[schema.REJECT_ROW])
     rejected = {shard: np.concatenate(rows) for shard, rows in before.items()}
-    return duplicate_rows(config.source, found.shards, committed, rejected)
+    return duplicate_rows(job.config.source, job.found.shards, committed, rejected)
 
 
-def _agreed(table: str, stored: TableRecord, wanted: TableRecord) -> TableRecord:
-    """Take the names that the table's rows have already, if all that makes rows comparable is as it was.
-
-    Raises:
-        InputError: it is not, naming the first difference.
-    """
-    if stored.space != wanted.space:
-        raise InputError(
-            f"table {table}: has space {stored.space} ({_brief(stored)}), wanted {wanted.space} ({_brief(wanted)}); "
-            "choose another --table"
-        )
-    for name in (
-        "source",
-        "image_column",
-        "image_kind",
-        "key_column",
-        "kept",
-        "partition_by",
-        "unit_rows",
-        "d",
-    ):
-        old, new = getattr(stored, name), getattr(wanted, name)
-        if old != new:
-            raise InputError(f"table {table}: has {name} {old!r}, wanted {new!r}; choose another --table")
-    return replace(wanted, model_id=stored.model_id)
+def _elders(job: Job, pending: list[Unit]) -> dict[str, tuple[Elder, ...]]:
+    """Find, for the shards of pending units, the files that hold vectors of their earlier states."""
+    ledger, shards = job.ledger, {unit.shard for unit in pending}
+    elders: dict[str, list[Elder]] = {}
+    for receipt in ledger.receipts.values() if job.record.content_hashes else ():
+        if receipt.shard in shards and (receipt.unit not in ledger.units or receipt.unit in ledger.again):
+            elders.setdefault(receipt.shard, []).extend(Elder(file, receipt.encoders) for file in receipt.data)
+    return {shard: tuple(files) for shard, files in elders.items()}
 
 
-def _brief(record: TableRecord) -> str:
-    spec = record.preprocess
-    size = f"{spec.width_px} x {spec.height_px} px"
-    return f"{record.model_id}, {spec.resize_mode} to {size}, decode {spec.decode}, d {record.d}"
-
-
-def _finish(table: str, ledger: Ledger) -> None:
-    """Check that nothing is missing, withdraw what newer units replace, and remove what no receipt names."""
-    missing = [unit.id for unit in ledger.pending]
-    if missing:
-        named = ", ".join(missing[:5])
-        raise IncompleteError(
-            f"table {table}: {len(missing)} units have no receipt: {named}; run the same command again"
-        )
-    replaced = ledger.replaced()
-    for receipt in replaced:
+def _withdraw(job: Job) -> None:
+    """Withdraw receipts of earlier states of shards, and of removed shards where the source says so."""
+    ledger = job.ledger
+    old = ledger.replaced()
+    if job.config.source.removed_shards == "remove":
+        old += ledger.removed(job.found.unreadable)
+    for receipt in old:
         ledger.retire(receipt)
-    removed = ledger.remove_unnamed_files()
-    if replaced or removed:
-        logger.info("table=%s units_replaced=%d unnamed_files_removed=%d", table, len(replaced), removed)
+    if old:
+        logger.info("table=%s units_withdrawn=%d", job.table, len(old))
 
 
-def _report(ledger: Ledger, table: str, record: TableRecord, rows_now: int, seconds: float) -> Report:
-    receipts = [ledger.receipts[unit] for unit in ledger.units]
+def _note_source(job: Job) -> None:
+    """Note what the source has, and what of it the table does not have like that."""
+    states: dict[str, set[str | None]] = {}
+    for receipt in job.ledger.receipts.values():
+        states.setdefault(receipt.shard, set()).add(receipt.state)
+    shards = {shard.url: shard.state for shard in job.found.shards}
+    finished = {unit.shard for unit in job.ledger.units.values() if unit.id in job.ledger.receipts}
+    other = {url for url in shards.keys() & states.keys() if any(known != shards[url] for known in states[url])}
+    job.run.source = {
+        "shards": len(shards),
+        "rows": job.found.rows,
+        "bytes": sum(shard.bytes for shard in job.found.shards),
+        "new": len(shards.keys() - states.keys()),
+        "rewritten": len({url for url in other if url not in finished or len(states[url]) > 1}),
+        "removed": len({receipt.shard for receipt in job.ledger.removed(job.found.unreadable)}),
+        "unreadable": job.found.unreadable,
+    }
+
+
+def _report(job: Job, skipped: int, seconds: float) -> Report:
+    """Sum up what the planned units hold that are done."""
+    ledger = job.ledger
+    receipts = [ledger.receipts[unit] for unit in ledger.units if unit in ledger.receipts]
     reasons: Counter[str] = Counter()
     for receipt in receipts:
         reasons.update(receipt.reasons)
     report = Report(
-        table=table,
-        space=record.space,
-        d=record.d,
-        units=len(receipts),
-        units_skipped=ledger.skipped,
+        table=job.table,
+        space=job.record.space,
+        d=job.record.d,
+        units=len(ledger.units),
+        units_skipped=skipped,
         rows_in=sum(receipt.rows_in for receipt in receipts),
         embedded=sum(receipt.embedded for receipt in receipts),
         rejected=sum(receipt.rejected for receipt in receipts),
         reasons=dict(sorted(reasons.items())),
         encoders=tuple(sorted({encoder for receipt in receipts for encoder in receipt.encoders})),
-        rows_now=rows_now,
+        rows_now=ledger.rows_done,
+        reused_now=ledger.rows_reused,
         seconds=round(seconds, 2),
         steady_images_per_s=ledger.images_per_s,
     )
+    counts = {"rows_in": report.rows_in, "embedded": report.embedded, "rejected": report.rejected}
+    job.run.counts = {**counts, "reasons": report.reasons}
+    job.run.now = {
+        "rows": report.rows_now,
+        "reused": report.reused_now,
+        "images_per_s": round(report.rows_now / max(seconds, 1e-9), 1),
+        "steady_images_per_s": round(report.steady_images_per_s, 1),
+    }
     logger.info(
-        "table=%s rows_in=%d embedded=%d rejected=%d reasons=%s encoders=%s units_skipped=%d rows_now=%d seconds=%.1f",
-        table, report.rows_in, report.embedded, report.rejected, report.reasons, report.encoders,
-        report.units_skipped, rows_now, seconds,
+        "table=%s rows_in=%d embedded=%d rejected=%d reasons=%s encoders=%s units_skipped=%d rows_now=%d reused=%d "
+        "seconds=%.1f",
+        job.table, report.rows_in, report.embedded, report.rejected, report.reasons, report.encoders,
+        skipped, report.rows_now, report.reused_now, seconds,
     )  # fmt: skip
     return report
 
 
-def _check_limits(report: Report, rows: int, max_reject_fraction: float) -> None:
-    """Hold the run to what exit 0 promises: every row of the source accounted for, and few enough rejects."""
-    if report.rows_in != rows or report.embedded + report.rejected != rows:
-        raise RuntimeError(f"table {report.table}: {rows} rows planned, but counts do not close: {report}")
-    bad = report.rejected - report.reasons.get(Reason.DUPLICATE_KEY, 0)  # those were asked to be left out
-    if bad > max_reject_fraction * rows:
+def _check_counts(report: Report, job: Job) -> None:
+    """Hold the run to what it promises: every row of the source is accounted for, done or named as not done."""
+    missing = sum(unit.rows for unit in job.ledger.units.values() if unit.id not in job.ledger.receipts)
+    if report.rows_in + missing != job.found.rows or report.embedded + report.rejected != report.rows_in:
+        raise RuntimeError(f"table {job.table}: {job.found.rows} rows planned, but counts do not close: {report}")
+    _check_rejects(job, _bad(report.reasons))
+
+
+def _bad(reasons: dict[str, int]) -> int:
+    """Count rejects but those that the source asked for."""
+    return sum(rows for reason, rows in reasons.items() if reason != Reason.DUPLICATE_KEY)
+
+
+def _check_rejects(job: Job, bad: int) -> None:
+    limit = job.config.max_reject_fraction
+    if bad > limit * job.found.rows:
         raise IncompleteError(
-            f"table {report.table}: {bad} of {rows} rows rejected {report.reasons}, more than "
-            f"max_reject_fraction {max_reject_fraction}; what was embedded stays"
+            f"table {job.table}: {bad} of {job.found.rows} rows rejected, more than max_reject_fraction {limit}; what "
+            "was embedded stays"
         )
+
+
+def _check_complete(job: Job) -> None:
+    """Say what is missing, after everything else is done."""
+    table, ledger = job.table, job.ledger
+    if job.found.unreadable:
+        raise IncompleteError(
+            f"table {table}: {len(job.found.unreadable)} shards cannot be read and are left out, as "
+            f"{_some(f'{url} ({why})' for url, why in job.found.unreadable.items())}"
+        )
+    if ledger.unreadable:
+        raise IncompleteError(
+            f"table {table}: {len(ledger.unreadable)} units cannot be read to their end and are left out, as "
+            f"{_some(f'{unit} ({why})' for unit, why in ledger.unreadable.items())}"
+        )
+    if pending := ledger.pending:
+        raise IncompleteError(
+            f"table {table}: {len(pending)} units have no receipt, as {_some(unit.id for unit in pending)}; run the "
+            "same command again"
+        )
+
+
+def _some(names: Iterator[str]) -> str:
+    return ", ".join(name for name, _ in zip(names, range(NAMED), strict=False))

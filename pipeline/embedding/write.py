@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 from pipeline import schema
 from pipeline.store import Store
 
+NAMING = [schema.UNIT, schema.ROW, schema.ERROR]  # what a row says that stands for those that cannot be read
+
 
 @dataclass(frozen=True)
 class WriteSpec:
@@ -35,6 +37,7 @@ class WriteSpec:
     d: int
     kept: pa.Schema
     partition_by: tuple[str, ...]
+    content_hashes: bool = True  # whether the table's rows have them
 
 
 class Write:
@@ -46,8 +49,11 @@ class Write:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Write the batch's rows to data/ and rejects/, and report them in the form of schema.PART_SCHEMA."""
-        batch = batch.sort_by([(schema.UNIT, "ascending"), (schema.ROW, "ascending")])
-        return pa.Table.from_pylist([self._write_run(run) for run in _runs(batch)], schema.PART_SCHEMA)
+        is_missing = pc.fill_null(pc.equal(batch[schema.REASON], schema.UNREADABLE), fill_value=False)
+        parts = [_missing(row) for row in batch.filter(is_missing).select(NAMING).to_pylist()]
+        rows = batch.filter(pc.invert(is_missing)).sort_by([(schema.UNIT, "ascending"), (schema.ROW, "ascending")])
+        parts += [self._write_run(run) for run in _runs(rows)]
+        return pa.Table.from_pylist(parts, schema.PART_SCHEMA)
 
     def _write_run(self, run: pa.Table) -> dict[str, Any]:  # one row of schema.PART_SCHEMA
         unit, reasons = run[schema.UNIT][0].as_py(), run[schema.REASON]
@@ -59,6 +65,7 @@ class Write:
             "rows": run.num_rows,
             "embedded": good.num_rows,
             "rejected": bad.num_rows,
+            "reused": good.num_rows - good[schema.KNOWN].null_count,
             "reasons": [{"reason": reason, "rows": rows} for reason, rows in sorted(counts.items())],
             "encoders": sorted(pc.unique(good[schema.ENCODER]).to_pylist()),
             "data": [
@@ -66,6 +73,7 @@ class Write:
                 for folder, rows in _partitions(self._embeddings(good), self.spec.partition_by)
             ],
             "rejects": [self._put(f"rejects/{schema.UNIT_FOLDER}={unit}", _rejects(bad))] if bad.num_rows else [],
+            "unreadable": None,
         }
 
     def _embeddings(self, rows: pa.Table) -> pa.Table:
@@ -74,19 +82,22 @@ class Write:
             pa.repeat(self.spec.source, rows.num_rows),
             pa.repeat(self.spec.model_id, rows.num_rows),
             rows[schema.VECTOR],
+            *([rows[schema.CONTENT_HASH]] if self.spec.content_hashes else []),
             *(rows[name].cast(self.spec.kept.field(name).type) for name in self.spec.kept.names),
         ]
-        return pa.table(columns, schema=schema.embeddings_schema(self.spec.d, self.spec.kept))
+        form = schema.embeddings_schema(self.spec.d, self.spec.kept, content_hashes=self.spec.content_hashes)
+        return pa.table(columns, schema=form)
 
     def _put(self, folder: str, rows: pa.Table) -> dict[str, Any]:  # one value of schema.FILE_TYPE
         buffer = io.BytesIO()
-        # Unit-length float32 vectors do not compress: a dictionary or zstd would only cost time. Text columns do.
+        # Unit-length float32 vectors do not compress: a dictionary or zstd would only cost time. Text columns do, and
+        # digits of hashes to half their length.
         plain = [schema.VECTOR]
         pq.write_table(
             rows,
             buffer,
             compression={name: "none" if name in plain else "zstd" for name in rows.column_names},
-            use_dictionary=[name for name in rows.column_names if name not in plain],
+            use_dictionary=[name for name in rows.column_names if name not in (*plain, schema.CONTENT_HASH)],
             write_page_checksum=True,
         )
         content = buffer.getvalue()
@@ -94,6 +105,18 @@ class Write:
         self.store.replace(f"{self.spec.folder}/{path}", content)  # nobody else has that name
         digest = hashlib.sha256(content).hexdigest()
         return {"path": path, "rows": rows.num_rows, "bytes": len(content), "sha256": digest}
+
+
+def _missing(row: dict[str, Any]) -> dict[str, Any]:  # columns of NAMING; one row of schema.PART_SCHEMA
+    nothing = {"rows": 0, "embedded": 0, "rejected": 0, "reused": 0}
+    lists: dict[str, list[object]] = {"reasons": [], "encoders": [], "data": [], "rejects": []}
+    return {
+        "unit": row[schema.UNIT],
+        "first_row": row[schema.ROW],
+        **nothing,
+        **lists,
+        "unreadable": row[schema.ERROR],
+    }
 
 
 def _runs(batch: pa.Table) -> Iterator[pa.Table]:

@@ -4,7 +4,6 @@ CURRENT is one small file, swapped whole: a reader sees the old version or the n
 """
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pipeline.lease import Lease
 from pipeline.store import Store
 
 INDEX, ROW_IDS, VECTORS, UNITS = "index.faiss", "ids.parquet", "vectors.npy", "units.parquet"
+CARD, CURRENT = "card.json", "CURRENT"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def index_folder(table: str) -> str:
 def read_current(store: Store, table: str) -> str | None:
     """Name the published version; None if there is none."""
     try:
-        return store.read(f"{index_folder(table)}/CURRENT").decode().strip()
+        return store.read(f"{index_folder(table)}/{CURRENT}").decode().strip()
     except FileNotFoundError:
         return None
 
@@ -65,7 +65,7 @@ def read_card(store: Store, table: str, version: str) -> Card:
     Raises:
         InputError: there is no such version, or its card is damaged.
     """
-    path = f"{index_folder(table)}/{version}/card.json"
+    path = f"{index_folder(table)}/{version}/{CARD}"
     try:
         return Card(**store.read_json(path))
     except FileNotFoundError as error:
@@ -87,14 +87,21 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove_unfinished(store: Store, table: str, lease: Lease) -> None:
-    """Remove what builds that died left behind: versions without a card, and their scratch."""
+def unfinished(store: Store, table: str) -> dict[str, int]:
+    """List what builds that died left behind, versions without a card and their scratch: bytes by path."""
     found = store.files(index_folder(table))
-    for path in found:
-        version = path.split("/")[0]
-        if path != "CURRENT" and version != "lease" and f"{version}/card.json" not in found:
-            lease.check()
-            store.remove(f"{index_folder(table)}/{path}")
+    return {
+        path: size
+        for path, size in found.items()
+        if path.split("/")[0] not in (CURRENT, "lease") and f"{path.split('/')[0]}/{CARD}" not in found
+    }
+
+
+def remove_unfinished(store: Store, table: str, lease: Lease) -> None:
+    """Remove what builds that died left behind."""
+    for path in unfinished(store, table):
+        lease.check()
+        store.remove(f"{index_folder(table)}/{path}")
 
 
 def write_version(store: Store, card: Card, folder: Path) -> None:
@@ -102,7 +109,7 @@ def write_version(store: Store, card: Card, folder: Path) -> None:
     place = f"{index_folder(card.table)}/{card.version}"
     for name in card.sha256:
         store.put_file(f"{place}/{name}", folder / name)
-    store.replace(f"{place}/card.json", json.dumps(asdict(card), indent=1).encode())
+    store.replace_json(f"{place}/{CARD}", asdict(card))
 
 
 def publish(store: Store, card: Card) -> None:
@@ -118,4 +125,4 @@ def publish(store: Store, card: Card) -> None:
             f"{card.recall_target} though every list was searched; name a --factory with more exact codes, such "
             "as SQ8, SQfp16 or Flat, or ask for less"
         )
-    store.replace(f"{index_folder(card.table)}/CURRENT", f"{card.version}\n".encode())
+    store.replace(f"{index_folder(card.table)}/{CURRENT}", f"{card.version}\n".encode())

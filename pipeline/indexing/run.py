@@ -35,8 +35,9 @@ from pipeline.indexing.tune import exact_neighbours, tune
 from pipeline.indexing.vectors import Span
 from pipeline.lease import Lease
 from pipeline.machine import available_cpus
+from pipeline.runs import Run, write_run
 from pipeline.store import Store
-from pipeline.table import TableRecord, find_table, read_receipts, read_record, table_folder
+from pipeline.table import TableRecord, find_table, live_receipts, read_receipts, read_record, table_folder
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,11 @@ class Build:
         return vectors.count(self.spans)
 
 
-def build(config: IndexConfig) -> Card:
+def build(config: IndexConfig, run: Run | None = None) -> Card:
     """Build, measure and publish the index of a table; nothing to do if CURRENT was built from the same.
+
+    Args:
+        run: where to note which table it is.
 
     Raises:
         InputError: no such table, no vectors in it, or a factory that cannot be used.
@@ -72,9 +76,12 @@ def build(config: IndexConfig) -> Card:
     """
     started = time.monotonic()
     store = Store(config.store)
-    store.check_writable()
+    store.check_writable(single_writer=config.single_writer)
     plan = _plan(config, store)
     with Lease(store, publish.index_folder(plan.table)) as lease:
+        if run is not None:
+            run.table = plan.table
+            write_run(store, run)
         current = publish.read_current(store, plan.table)
         if current is not None:
             card = publish.read_card(store, plan.table, current)
@@ -98,7 +105,7 @@ def build(config: IndexConfig) -> Card:
 def _plan(config: IndexConfig, store: Store) -> Build:
     table = find_table(store, config.table)
     record = read_record(store, table)
-    spans = vectors.lay_out(read_receipts(store, table_folder(table)))
+    spans = vectors.lay_out(live_receipts(read_receipts(store, table_folder(table)).values()))
     if record is None or not spans:
         raise InputError(f"table {table}: no embedded rows to index")
     n = vectors.count(spans)

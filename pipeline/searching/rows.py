@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.embedding.fetch import Fetch, FetchSpec
-from pipeline.embedding.read import ReadSpec, read_unit
+from pipeline.embedding.read import READ_ERRORS, ReadSpec, UnreadableError, read_unit
 from pipeline.searching.index import OpenIndex
 from pipeline.store import Store, open_parquet
 from pipeline.table import File, Receipt, TableRecord, Unit, table_folder
@@ -53,14 +53,17 @@ class Rows:
         row_id = self.index.row_ids[number].as_py()
         receipt, _ = self.index.place_of(number)
         limit = self.record.preprocess.limits.max_image_bytes
-        spec = ReadSpec(self.record.image_column, self.record.image_kind, self.record.key_column, (), limit)
-        for unit in _row_groups(receipt):
-            if self.record.key_column is not None and row_id not in _keys(unit, self.record.key_column):
-                continue
-            for batch in read_unit(unit, spec):
-                found = batch.filter(pc.equal(batch[schema.ROW_ID], row_id))
-                if found.num_rows:
-                    return self._image(found)
+        spec = ReadSpec(self.record.image_column, self.record.image_kind, self.record.key_column, pa.schema([]), limit)
+        try:
+            for unit in _row_groups(receipt):
+                if self.record.key_column is not None and row_id not in _keys(unit, self.record.key_column):
+                    continue
+                for batch in read_unit(unit, spec):
+                    found = batch.filter(pc.equal(batch[schema.ROW_ID], row_id))
+                    if found.num_rows:
+                        return self._image(found)
+        except (UnreadableError, *READ_ERRORS):
+            return None
         return None
 
     def _image(self, row: pa.Table) -> bytes | None:

@@ -46,6 +46,8 @@ def batch(pixels: np.ndarray, reasons: list[str | None]) -> pa.Table:
         {
             schema.ROW: list(range(len(pixels))),
             schema.PIXELS: pixel_array(pixels),
+            schema.KNOWN: pa.nulls(len(pixels), pa.binary()),
+            schema.ENCODER: pa.nulls(len(pixels), pa.string()),
             **schema.outcome_columns(reasons, reasons),
         }
     )

@@ -28,6 +28,7 @@ def batch(images: list[bytes | None]) -> pa.Table:
             schema.IMAGE: pa.array(images, pa.large_binary()),
             schema.REASON: nothing,
             schema.ERROR: nothing,
+            schema.KNOWN: pa.nulls(len(images), pa.binary()),
         }
     )
 

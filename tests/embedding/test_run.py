@@ -60,7 +60,8 @@ def test_every_row_is_embedded_or_rejected_and_any_reader_sees_exactly_those(cor
     good, bad = data[schema.ROW_ID].to_pylist(), rejects[schema.ROW_ID].to_pylist()
     assert len(good) + len(bad) == 120
     assert set(good) | set(bad) == keys
-    assert data.column_names == ["_row_id", "_source_id", "_model_id", "vector", "label", "number", "unit"]
+    ours = ["_row_id", "_source_id", "_model_id", "vector", "_content_hash"]
+    assert data.column_names == [*ours, "label", "number", "unit"]
     assert data.schema.field("vector").type == pa.list_(pa.float32(), 64)
     assert data["number"].to_pylist() == [int(key.removeprefix("row-")) for key in good]
     assert set(data["_source_id"].to_pylist()) == {"s"}

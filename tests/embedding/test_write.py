@@ -26,6 +26,8 @@ def batch(rows: list[tuple[str, int, str | None]]) -> pa.Table:
             schema.ROW_ID: pa.array([f"k{number}" for number in numbers], pa.string()),
             schema.ENCODER: pa.array([f"device {number % 2}" for number in numbers], pa.string()),
             schema.VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(vectors), 4),
+            schema.CONTENT_HASH: pa.array([f"{number:064x}" for number in numbers], pa.string()),
+            schema.KNOWN: pa.array([b"known" if number % 2 else None for number in numbers], pa.binary()),
             **schema.outcome_columns(list(reasons), list(reasons)),
             "label": pa.array([("cat", "a/b dog", None)[number % 3] for number in numbers], pa.string()),
             "number": pa.array(numbers, pa.int32()),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jobs.benchmark import hostile, scaling, throughput
-from pipeline.config import HostileConfig, ThroughputConfig
+from jobs.benchmark.config import HostileConfig, ThroughputConfig
 from pipeline.errors import IncompleteError
 from tests.conftest import DEMO_MODEL, ROOT, encoded
 

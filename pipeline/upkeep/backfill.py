@@ -1,0 +1,90 @@
+"""A whole run: embed what is pending, build and publish the index, clear away, and leave a record of it all.
+
+In: a config. Out: a table and an index that agree, and `runs/<id>/` with run.json and report.html, however it ends.
+With nothing new it reads receipts and ends. Composes the rooms below; knows no row.
+"""
+
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from pipeline.analysis.findings import find
+from pipeline.analysis.report import render
+from pipeline.config import BackfillConfig, EmbedConfig, IndexConfig, WriterConfig
+from pipeline.embedding.run import Report, embed
+from pipeline.indexing.publish import Card
+from pipeline.indexing.run import build
+from pipeline.runs import RUN_FILE, Run, brief, earlier_runs, new_run, recorded, run_folder
+from pipeline.schema import Reason
+from pipeline.stopping import Stopping
+from pipeline.store import STORE_ERRORS, Store
+from pipeline.upkeep.vacuum import old_runs, old_versions, remove
+
+logger = logging.getLogger(__name__)
+
+
+def backfill(config: BackfillConfig) -> tuple[Report, Card]:
+    """Embed what is pending, index what the table then holds, publish, and remove what nothing names any more.
+
+    Rows that an earlier state of the source had leave the table and the index in one go: their files stay until the
+    index without them is published.
+
+    Raises:
+        RunError: as `embed` and `build` say. What was committed stays, and the same command goes on.
+    """
+    store = Store(config.store)
+    cards: list[Card] = []
+    with _watched("jobs.backfill", config) as run:
+
+        def index(table: str) -> None:
+            with run.stage("index"):
+                cards.append(build(index_config(config, table)))
+            run.index = asdict(cards[-1])
+            with run.stage("clear"):
+                remove(store, old_versions(store, table, config.keep_versions))
+                remove(store, old_runs(store, table, config.keep_runs))
+
+        report = embed(config, run, config.redrive, index)
+    return report, cards[-1]
+
+
+def embed_only(config: EmbedConfig, job: str, again: Collection[Reason] = ()) -> Report:
+    """Embed what is pending, or rejected for these reasons, and leave the index as it is."""
+    with _watched(job, config) as run:
+        return embed(config, run, again)
+
+
+def build_only(config: IndexConfig) -> Card:
+    """Build, measure and publish the index of a table as it is."""
+    with _watched("jobs.build_index", config) as run, run.stage("index"):
+        card = build(config, run)
+        run.index = asdict(card)
+    return card
+
+
+def index_config(config: BackfillConfig, table: str) -> IndexConfig:
+    """Give the index job's config for a backfill's table."""
+    writer = {name: getattr(config, name) for name in WriterConfig.model_fields}
+    return IndexConfig(**{**writer, **config.index.model_dump(), "table": table})
+
+
+@contextmanager
+def _watched(job: str, config: WriterConfig) -> Iterator[Run]:
+    """Record a run and end it where a limit is passed; write its report, however it ends."""
+    store, run = Store(config.store), new_run(job, config)
+    try:
+        with recorded(store, run), Stopping(lambda: run.at, config.deadline_s, config.hang_s, config.drain_s):
+            yield run
+    finally:
+        if run.table is not None and store.exists(f"{run_folder(run.id)}/{RUN_FILE}"):
+            _write_report(store, run)
+
+
+def _write_report(store: Store, run: Run) -> None:
+    try:
+        run.history = [brief(other) for other in earlier_runs(store, str(run.table)) if other.id != run.id]
+        page = render(asdict(run), find(store, str(run.table), asdict(run)))
+        store.replace(f"{run_folder(run.id)}/report.html", page.encode())
+    except STORE_ERRORS as error:  # what ended the run is what should be heard
+        logger.warning("run=%s has no report: %s", run.id, error)

@@ -1,0 +1,103 @@
+"""What nothing names and nobody needs, found and removed: files of dead runs, old index versions, old records.
+
+In: a store and a table. Out: what goes, and why. A file goes only under the lease of whatever it belongs to, so that a
+run which is still writing is never robbed.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pipeline.config import VacuumConfig
+from pipeline.embedding.receipts import unnamed_files
+from pipeline.indexing import publish
+from pipeline.lease import Lease
+from pipeline.runs import RUN_FILE, RUNS, Run, run_folder
+from pipeline.store import PROBE, Store
+from pipeline.table import find_table, live_receipts, read_receipts, receipt_path, table_folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Waste:
+    """A file that can go."""
+
+    path: str  # below the store's root
+    bytes: int
+    why: str
+
+
+def vacuum(config: VacuumConfig) -> list[Waste]:
+    """Remove what nothing names, or only name it.
+
+    Raises:
+        InputError: there is no such table.
+        LeaseHeldError: a run writes the table or its index.
+    """
+    store = Store(config.store)
+    table = find_table(store, config.table)
+    if config.dry_run:
+        return list(_waste(store, table, config))
+    store.check_writable(single_writer=config.single_writer)
+    with Lease(store, table_folder(table)) as lease, Lease(store, publish.index_folder(table)) as index_lease:
+        waste = list(_waste(store, table, config))
+        lease.confirm()
+        index_lease.confirm()
+        remove(store, waste)
+    return waste
+
+
+def remove(store: Store, waste: Iterable[Waste]) -> None:
+    """Remove files, in their order."""
+    for file in waste:
+        store.remove(file.path)
+        logger.info("removed=%s bytes=%d why=%s", file.path, file.bytes, file.why)
+
+
+def old_versions(store: Store, table: str, keep: int) -> Iterator[Waste]:
+    """Name the files of index versions but the published one and the newest, their cards first."""
+    folder = publish.index_folder(table)
+    current = publish.read_current(store, table)
+    found = store.files(folder)
+    versions = sorted({path.split("/")[0] for path in found if path.endswith(publish.CARD)}, reverse=True)
+    kept = {*[version for version in versions if version != current][: keep - 1], current}
+    for path in sorted(found, key=lambda path: not path.endswith(publish.CARD)):
+        version = path.split("/")[0]
+        if version in versions and version not in kept:
+            yield Waste(f"{folder}/{path}", found[path], "index version that is neither published nor among the newest")
+
+
+def old_runs(store: Store, table: str, keep: int) -> Iterator[Waste]:
+    """Name the files of a table's runs but the newest."""
+    found: dict[str, dict[str, int]] = {}
+    for path, size in store.files(RUNS).items():
+        found.setdefault(path.split("/")[0], {})[path] = size
+    ours = [name for name in sorted(found, reverse=True) if _table_of(store, name) == table]
+    for name in ours[keep:]:
+        for path, size in found[name].items():
+            yield Waste(f"{RUNS}/{path}", size, "record of an old run")
+
+
+def _waste(store: Store, table: str, config: VacuumConfig) -> Iterator[Waste]:
+    folder, receipts = table_folder(table), read_receipts(store, table_folder(table))
+    live = live_receipts(receipts.values())
+    for receipt in receipts.values():
+        if receipt.unit not in live:
+            yield Waste(receipt_path(folder, receipt.unit), 0, "receipt of an earlier state of its shard")
+    for path, size in unnamed_files(store, folder, live.values()).items():
+        yield Waste(f"{folder}/{path}", size, "named by no receipt")
+    for path, size in publish.unfinished(store, table).items():
+        yield Waste(f"{publish.index_folder(table)}/{path}", size, "of an index build that did not end")
+    yield from old_versions(store, table, config.keep_versions)
+    yield from old_runs(store, table, config.keep_runs)
+    for name, size in store.files_at_root().items():
+        if name.startswith(PROBE):
+            yield Waste(name, size, "left by a test whether the store can be written")
+
+
+def _table_of(store: Store, run: str) -> str | None:
+    try:
+        return Run(**store.read_json(f"{run_folder(run)}/{RUN_FILE}")).table
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
