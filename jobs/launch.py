@@ -41,8 +41,8 @@ def launch(
 ) -> int:
     """Build a job's config from the command line, print it, make the call; return the exit status.
 
-    Every job takes `--log-format json`, for one JSON object a line. An unexpected exception is not caught: Python prints
-    its traceback and exits with 1.
+    Every job takes `--log-format json`: one object a line. An unexpected exception is not caught: Python prints its
+    traceback and exits with 1.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     formats = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -7,7 +7,6 @@ of the actor pools. Knows nothing of images.
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -99,7 +98,7 @@ def start_ray() -> None:
         if callable(ours) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)  # Ray's own aborts the process after three seconds
     context = DataContext.get_current()
-    context.enable_progress_bars = sys.stderr.isatty()
+    context.enable_progress_bars = False  # ours counts rows that are written
     context.print_on_execution_start = False
 
 

@@ -56,7 +56,7 @@ class Lease:
         self._heart = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     def __enter__(self) -> "Lease":
-        while not self._acquire():
+        while not self.take():
             pass
         self._heart.start()
         return self
@@ -68,7 +68,7 @@ class Lease:
         self._heart.join()
         if self.lost is None:
             try:
-                self.store.replace(self._name(self.number), self._content(released=True))
+                self.release()
             except STORE_ERRORS as failure:  # it runs out by itself; what ended the run is what should be heard
                 logger.warning("lease=%s not released: %s", self.folder, failure)
 
@@ -98,8 +98,12 @@ class Lease:
             self.lost = "was taken over by another run"
         self.check()
 
-    def _acquire(self) -> bool:
-        """Take the next number if the newest lease no longer counts; False if somebody else was faster."""
+    def take(self) -> bool:
+        """Take the next number if the newest lease no longer counts; False if somebody else was faster.
+
+        Raises:
+            LeaseHeldError: it counts, and is another's.
+        """
         newest = self._newest()
         if newest:
             held = self._read(newest)
@@ -129,11 +133,19 @@ class Lease:
                 if self._newest() != self.number:
                     self.lost = "was taken over by another run"
                     return
-                asked = _clock_s()  # before the request: what others read can be no younger
-                self.store.replace(self._name(self.number), self._content(released=False))
-                self._renewed = asked
+                self.renew()
             except STORE_ERRORS as error:  # the next beat tries again; check() ends the run if none succeeds
                 logger.warning("lease=%s not renewed: %s", self.folder, error)
+
+    def renew(self) -> None:
+        """Say that the owner is alive."""
+        asked = _clock_s()  # before the request: what others read can be no younger
+        self.store.replace(self._name(self.number), self._content(released=False))
+        self._renewed = asked
+
+    def release(self) -> None:
+        """Let the next run have it at once."""
+        self.store.replace(self._name(self.number), self._content(released=True))
 
     def _is_silent(self, number: int, held: dict[str, Any]) -> bool:
         """Tell whether an owner that should have renewed, by our clock, does not for two beats of its heart."""

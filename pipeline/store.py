@@ -45,7 +45,7 @@ FINAL_ERRORS = (
     NoCredentialsError,
     CredentialRetrievalError,
 )
-TRIES = 6  # after those of s3fs and botocore: with these waits, an outage of half a minute is sat out
+TRIES = 4  # after those of s3fs and botocore, which alone may take a minute: an outage of some minutes is sat out
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
 
 Arguments = ParamSpec("Arguments")
@@ -299,14 +299,14 @@ class Store:
             self.create(existing, b"second")
         except FileExistsError:
             return True
-        except (ValueError, NotImplementedError) as error:  # a filesystem that does not know open(path, "xb")
+        except (ValueError, NotImplementedError) as error:  # a filesystem that does not know how
             logger.info("store=%s create=%s", self.url, error)
         return False
 
     def _create_remotely(self, relative: str, content: bytes) -> None:
         if self.has_conditions:
-            with self.filesystem.open(self.path(relative), "xb") as file:
-                file.write(content)
+            # Not open(path, "xb"): s3fs writes nothing but empty files by it without a condition.
+            self.filesystem.pipe_file(self.path(relative), content, mode="create")
         elif self.exists(relative):
             raise FileExistsError(relative)
         else:

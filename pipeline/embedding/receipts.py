@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.errors import IncompleteError
 from pipeline.lease import Lease
 from pipeline.seal import seal
 from pipeline.store import TEMPORARY_SUFFIX, Store
@@ -91,17 +92,44 @@ class Ledger:
         del self.receipts[receipt.unit]
 
     def remove_unnamed_files(self) -> int:
-        """Remove what attempts that died left behind, which no receipt names: how many files."""
-        if not unnamed_files(self.store, self.folder, self.receipts.values()):
+        """Remove what attempts that died left behind, which no receipt names: how many files.
+
+        Raises:
+            IncompleteError: a file that a receipt names is gone; the receipt goes too, so that its unit is pending.
+        """
+        found = table_files(self.store, self.folder)
+        if not unnamed(found, self.receipts.values()) and not incomplete(found, self.receipts.values()):
             return 0
         self.lease.confirm()
         self.receipts = read_receipts(self.store, self.folder)  # as they are, not as this run remembers them
-        unnamed = unnamed_files(self.store, self.folder, self.receipts.values())
-        for path in unnamed:
+        found = table_files(self.store, self.folder)
+        lost = incomplete(found, self.receipts.values())
+        for receipt in lost:
+            self.retire(receipt)
+        extra = unnamed(found, self.receipts.values())
+        for path in extra:
             self.lease.check()
             self.store.remove(f"{self.folder}/{path}")
-        logger.info("table=%s unnamed_files_removed=%d", self.folder, len(unnamed))
-        return len(unnamed)
+        logger.info("table=%s unnamed_files_removed=%d", self.folder, len(extra))
+        if lost:
+            raise IncompleteError(
+                f"{self.folder}: files of {len(lost)} units were missing, as of {lost[0].unit}; run the same command "
+                "again to embed them once more"
+            )
+        return len(extra)
+
+    def _check_fence(self, receipt: Receipt) -> None:
+        """Take a receipt back that was written too late: whoever took over may have removed its files before.
+
+        Raises:
+            IncompleteError: the lease was lost while the receipt was on its way.
+        """
+        try:
+            self.lease.check()
+        except IncompleteError:
+            if any(not self.store.exists(f"{self.folder}/{file.path}") for file in (*receipt.data, *receipt.rejects)):
+                self.store.remove(receipt_path(self.folder, receipt.unit))
+            raise
 
     def _count(self, rows: int) -> None:
         self.rows_done += rows
@@ -147,21 +175,31 @@ class Ledger:
                 receipt = parse_receipt(path, self.store.read(path))
         self._mark = now
         self.receipts[unit.id] = receipt
+        self._check_fence(receipt)
         logger.info(
             "unit=%s rows=%d rejects=%d reused=%d seconds=%.2f images_per_s=%.1f",
             unit.id, unit.rows, receipt.rejected, receipt.reused, receipt.seconds, self.images_per_s,
         )  # fmt: skip
 
 
-def unnamed_files(store: Store, folder: str, receipts: Iterable[Receipt]) -> dict[str, int]:
-    """List the files of a table's folder that no receipt names, and receipts half written: bytes by path below it."""
+def table_files(store: Store, folder: str) -> dict[str, int]:
+    """List the data, rejects and receipts of a table's folder: bytes by path below it."""
+    return {f"{kind}/{path}": size for kind in KINDS for path, size in store.files(f"{folder}/{kind}").items()}
+
+
+def unnamed(found: dict[str, int], receipts: Iterable[Receipt]) -> dict[str, int]:
+    """Choose the files that no receipt names, and receipts half written."""
     named = {file.path for receipt in receipts for file in (*receipt.data, *receipt.rejects)}
-    found = {f"{kind}/{path}": size for kind in KINDS for path, size in store.files(f"{folder}/{kind}").items()}
     return {
         path: size
         for path, size in found.items()
         if (path.endswith(TEMPORARY_SUFFIX) if path.startswith("receipts/") else path not in named)
     }
+
+
+def incomplete(found: dict[str, int], receipts: Iterable[Receipt]) -> list[Receipt]:
+    """Choose the receipts that name a file which is not there."""
+    return [r for r in receipts if any(file.path not in found for file in (*r.data, *r.rejects))]
 
 
 def _check_tiling(unit: Unit, parts: list[dict[str, Any]]) -> None:

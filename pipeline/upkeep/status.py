@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import EmbedConfig, SourceConfig, StatusConfig
+from pipeline.config import SourceConfig, StatusConfig
 from pipeline.embedding.plan import cut
 from pipeline.embedding.shards import read_shards
 from pipeline.indexing.publish import index_folder, read_card, read_current
@@ -81,7 +81,7 @@ def status(config: StatusConfig) -> Status:
 
 def _source(store: Store, folder: str) -> SourceConfig:
     """Read the source of the last run."""
-    return EmbedConfig.model_validate(store.read_json(f"{folder}/config.json")).source
+    return SourceConfig.model_validate(store.read_json(f"{folder}/config.json")["source"])
 
 
 def _index(store: Store, table: str, embedded: int) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pipeline.config import VacuumConfig
-from pipeline.embedding.receipts import unnamed_files
+from pipeline.embedding.receipts import table_files, unnamed
 from pipeline.indexing import publish
 from pipeline.lease import Lease
 from pipeline.runs import RUN_FILE, RUNS, Run, run_folder
@@ -85,7 +85,7 @@ def _waste(store: Store, table: str, config: VacuumConfig) -> Iterator[Waste]:
     for receipt in receipts.values():
         if receipt.unit not in live:
             yield Waste(receipt_path(folder, receipt.unit), 0, "receipt of an earlier state of its shard")
-    for path, size in unnamed_files(store, folder, live.values()).items():
+    for path, size in unnamed(table_files(store, folder), live.values()).items():
         yield Waste(f"{folder}/{path}", size, "named by no receipt")
     for path, size in publish.unfinished(store, table).items():
         yield Waste(f"{publish.index_folder(table)}/{path}", size, "of an index build that did not end")

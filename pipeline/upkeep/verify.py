@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.config import VerifyConfig
-from pipeline.embedding.receipts import unnamed_files
+from pipeline.embedding.receipts import table_files, unnamed
 from pipeline.errors import InputError, RunError
 from pipeline.indexing import publish
 from pipeline.runs import RUN_FILE, RUNS
@@ -75,7 +75,7 @@ def verify(config: VerifyConfig) -> Verified:
             faults += _misplaced(f"{folder}/receipts/{name}", name, receipts[-1])
     faults += [
         Fault(f"{folder}/{path}", "extra", "no receipt names it")
-        for path in unnamed_files(store, folder, receipts)
+        for path in unnamed(table_files(store, folder), receipts)
         if not _is_of_damaged_receipt(path, faults)
     ]
     faults += _superseded(folder, receipts)
