@@ -108,7 +108,7 @@ def list_files(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, di
         One of STORE_ERRORS: a part of it cannot be listed.
     """
     if is_local(filesystem):
-        return _walk_locally(path) if os.path.isdir(path) else {}  # noqa: PTH112 - of 10^5 names
+        return _walk_locally(path.rstrip("/")) if os.path.isdir(path) else {}  # noqa: PTH112 - of 10^5 names
     try:
         return dict(tried(filesystem.find, path, detail=True))
     except FileNotFoundError:

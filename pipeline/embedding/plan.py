@@ -158,13 +158,13 @@ def _list_shards(source: SourceConfig) -> Iterator[tuple[str, int, str]]:
 
 def _expand(filesystem: Any, root: str) -> dict[str, dict[str, Any]]:  # fsspec is untyped
     """List files with what the listing says of them: one request per folder or page, none per file."""
+    if is_file(filesystem, root):
+        return {root: filesystem.info(root)}
     if any(character in root for character in "*?["):
         # Not by fsspec's glob: it takes a folder that cannot be listed for an empty one.
         wanted = re.compile(glob_translate(root))
         above = re.split(r"[*?\[]", root, maxsplit=1)[0].rpartition("/")[0]
         return {path: entry for path, entry in list_files(filesystem, above).items() if wanted.match(path)}
-    if is_file(filesystem, root):
-        return {root: filesystem.info(root)}
     return {
         path: entry
         for path, entry in list_files(filesystem, root).items()

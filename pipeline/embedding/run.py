@@ -8,7 +8,7 @@ command goes on from there.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,6 +161,8 @@ def _embed_units(job: Job, pending: list[Unit], left_out: dict[str, NDArray[np.i
     source = UnitSource(pending, read_spec(config, record, job.found), left_out)
     steps = steps_for(config, store, job.table, record, job.found, pools.encoder_threads)
     done = job.found.rows - sum(unit.rows for unit in ledger.pending)
+    bad = _bad(_reasons(ledger, ledger.units.keys() - {unit.id for unit in pending}))
+    _check_rejects(job, bad)
     metrics = Metrics(job.table, job.found.rows, done)
     with Meter(done + sum(unit.rows for unit in pending), done) as meter:
         for part in _parts(dataflow(source, steps, pools, _elders(job, pending))):
@@ -170,7 +172,7 @@ def _embed_units(job: Job, pending: list[Unit], left_out: dict[str, NDArray[np.i
             reasons = {entry["reason"]: entry["rows"] for entry in part["reasons"]}
             meter.add(part["rows"], reasons)
             metrics.add(part["embedded"], part["reused"], reasons)
-            _check_rejects(job, _bad(dict(meter.reasons)))
+            _check_rejects(job, bad + _bad(meter.reasons))
 
 
 def _parts(rows: ray.data.Dataset) -> Iterator[dict[str, Any]]:  # rows of schema.PART_SCHEMA
@@ -272,9 +274,6 @@ def _report(job: Job, skipped: int, seconds: float) -> Report:
     """Sum up what the planned units hold that are done."""
     ledger = job.ledger
     receipts = [ledger.receipts[unit] for unit in ledger.units if unit in ledger.receipts]
-    reasons: Counter[str] = Counter()
-    for receipt in receipts:
-        reasons.update(receipt.reasons)
     report = Report(
         table=job.table,
         space=job.record.space,
@@ -284,7 +283,7 @@ def _report(job: Job, skipped: int, seconds: float) -> Report:
         rows_in=sum(receipt.rows_in for receipt in receipts),
         embedded=sum(receipt.embedded for receipt in receipts),
         rejected=sum(receipt.rejected for receipt in receipts),
-        reasons=dict(sorted(reasons.items())),
+        reasons=dict(sorted(_reasons(ledger, ledger.units).items())),
         encoders=tuple(sorted({encoder for receipt in receipts for encoder in receipt.encoders})),
         rows_now=ledger.rows_done,
         reused_now=ledger.rows_reused,
@@ -316,7 +315,15 @@ def _check_counts(report: Report, job: Job) -> None:
     _check_rejects(job, _bad(report.reasons))
 
 
-def _bad(reasons: dict[str, int]) -> int:
+def _reasons(ledger: Ledger, units: Iterable[str]) -> Counter[str]:
+    """Count the rejects that some units' receipts name."""
+    reasons: Counter[str] = Counter()
+    for receipt in (ledger.receipts[unit] for unit in units if unit in ledger.receipts):
+        reasons.update(receipt.reasons)
+    return reasons
+
+
+def _bad(reasons: Mapping[str, int]) -> int:
     """Count rejects but those that the source asked for."""
     return sum(rows for reason, rows in reasons.items() if reason != Reason.DUPLICATE_KEY)
 

@@ -16,7 +16,7 @@ def source(path: object, **fields: object) -> SourceConfig:
 
 
 def shard(name: str, *group_rows: int) -> Shard:
-    return Shard(name, 1, "f", group_rows, 10, 0)
+    return Shard(name, 1, "f", group_rows, 10, 0, "f")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -41,8 +41,8 @@ def test_units_tile_every_shard_and_keep_to_their_size_where_row_groups_allow(se
 
 def test_a_unit_is_named_by_its_place_and_the_state_of_its_shard():
     before = cut((shard("a b/ä.parquet", 10),), 100)[0]
-    rewritten = cut((Shard("a b/ä.parquet", 1, "g", (10,), 10, 0),), 100)[0]
-    elsewhere = cut((Shard("b/ä.parquet", 1, "f", (10,), 10, 0),), 100)[0]
+    rewritten = cut((Shard("a b/ä.parquet", 1, "g", (10,), 10, 0, "g"),), 100)[0]
+    elsewhere = cut((Shard("b/ä.parquet", 1, "f", (10,), 10, 0, "f"),), 100)[0]
     assert len({before.id, rewritten.id, elsewhere.id}) == 3
     assert before.id.replace("-", "").isalnum()
 
