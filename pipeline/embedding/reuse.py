@@ -64,7 +64,7 @@ class Reuse:
             schema.ENCODER: pa.array([encoder for _, encoder in known], pa.string()),
         }
         if any(is_known):  # if_else would keep the bytes behind the nulls
-            rows = pa.array(range(batch.num_rows), mask=pa.array(is_known).to_numpy(zero_copy_only=False))
+            rows = pa.array(range(batch.num_rows), pa.int64(), mask=pa.array(is_known).to_numpy(zero_copy_only=False))
             new[schema.IMAGE] = batch[schema.IMAGE].take(rows)
         return schema.replace_columns(batch, [], new)
 

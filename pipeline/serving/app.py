@@ -8,6 +8,8 @@ import base64
 import binascii
 import hmac
 import socket
+import threading
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -28,6 +30,7 @@ from pipeline.table import find_table, read_record
 
 MAX_K = 1000
 MAX_IMAGE_BYTES = 20 << 20  # of a query; the batch job takes larger ones
+POLL_S = 5.0  # between looks at which version is published
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 api = FastAPI(title="rayclip", version=pipeline.__version__)
@@ -157,6 +160,13 @@ class Endpoint:
     def __init__(self, config: ServeConfig, model: str, keys: tuple[str, ...]) -> None:
         self.keys = keys
         self.service = Service(config.store, config.table, model, allow_pickle_weights=config.allow_pickle_weights)
+        threading.Thread(target=self._follow, name="follow", daemon=True).start()
+
+    def _follow(self) -> None:
+        """Take over whatever version is published, for as long as the process lives."""
+        while True:
+            time.sleep(POLL_S)
+            self.service.refresh()
 
     @api.post("/v1/search")
     def search(self, query: SearchRequest, authorization: Annotated[str | None, Header()] = None) -> SearchReply:

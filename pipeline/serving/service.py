@@ -4,6 +4,7 @@ In: text, an encoded image, a row's id, or a vector. Out: hits with the index ve
 to. Used by the HTTP endpoint and by `jobs.query`; knows nothing of HTTP or of Ray.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +16,18 @@ from pipeline.embedding.encode import Encode
 from pipeline.embedding.fetch import fetch, fetch_spec
 from pipeline.embedding.sandbox import Sandbox
 from pipeline.embedding.web import Web
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.indexing.index import NO_ID
+from pipeline.indexing.publish import read_current
 from pipeline.machine import available_cpus
 from pipeline.model import EncodeSpec
 from pipeline.schema import RejectedRowError
-from pipeline.searching.index import open_index
+from pipeline.searching.index import OpenIndex, open_index
 from pipeline.searching.rows import Rows
-from pipeline.store import Store
+from pipeline.store import STORE_ERRORS, Store
 from pipeline.table import find_table, read_record, table_folder
+
+logger = logging.getLogger(__name__)
 
 
 class QueryError(Exception):
@@ -65,16 +69,11 @@ class Service:
         self, store_url: str, table: str | None, model: str | None = None, *, allow_pickle_weights: bool = False
     ) -> None:
         store = Store(store_url)
+        self.store = store
         self.table = find_table(store, table)
         record = read_record(store, self.table)
-        self.index = open_index(store, self.table)
         if record is None:
             raise InputError(f"table {self.table}: has no table.json")
-        if record.space != self.index.card.space:
-            raise InputError(
-                f"table {self.table}: its index is of space {self.index.card.space}, its rows of {record.space}; run "
-                "python -m jobs.build_index"
-            )
         self.record = record
         self.encoder = Encode(
             EncodeSpec(
@@ -91,8 +90,44 @@ class Service:
         self.fetch_spec = fetch_spec(
             FetchConfig.model_validate(embedded_with["fetch"]), record.preprocess.limits.max_image_bytes
         )
-        self.rows = Rows(store, self.index, record, self.fetch_spec)
-        self.check()
+        self._rows = self._open()  # swapped whole; a query takes it once
+
+    @property
+    def rows(self) -> Rows:
+        """The rows of the version that answers now."""
+        return self._rows
+
+    @property
+    def index(self) -> OpenIndex:
+        """The version that answers now."""
+        return self._rows.index
+
+    def refresh(self) -> bool:
+        """Take the published version over if it is another one; whether it was.
+
+        One that is damaged, of another space, or cannot be read is refused with a warning; what answered before does.
+        """
+        try:
+            if read_current(self.store, self.table) in (None, self.index.card.version):
+                return False
+            self._rows = self._open()
+        except (RunError, *STORE_ERRORS) as error:
+            logger.warning("index=%s stays at version %s: %s", self.table, self.index.card.version, error)
+            return False
+        logger.info("index=%s version=%s answers now", self.table, self.index.card.version)
+        return True
+
+    def _open(self) -> Rows:
+        """Load the published version beside the one that answers, and ask it for a row of its own."""
+        index = open_index(self.store, self.table)
+        if self.record.space != index.card.space:
+            raise InputError(
+                f"table {self.table}: its index is of space {index.card.space}, its rows of {self.record.space}; run "
+                "python -m jobs.build_index"
+            )
+        rows = Rows(self.store, index, self.record, self.fetch_spec)
+        self._check(rows)
+        return rows
 
     def check(self) -> None:
         """Ask for a stored row by its own vector.
@@ -100,19 +135,26 @@ class Service:
         Raises:
             InputError: the index does not find it.
         """
-        answer = self.search(self.index.vector(0), 1)
+        self._check(self._rows)
+
+    def _check(self, rows: Rows) -> None:
+        answer = self._search(rows, rows.index.vector(0), 1)
         if not answer.hits or answer.hits[0].score < 0.99:
-            raise InputError(f"index {self.table}/{self.index.card.version}: a row of its own is not found in it")
+            raise InputError(f"index {self.table}/{rows.index.card.version}: a row of its own is not found in it")
 
     def search(self, vector: NDArray[np.float32], k: int) -> Answer:
         """Find the k rows nearest to a unit vector (d,)."""
-        scores, numbers = self.index.search(vector[None, :], k)
+        return self._search(self._rows, vector, k)
+
+    def _search(self, rows: Rows, vector: NDArray[np.float32], k: int) -> Answer:
+        index = rows.index
+        scores, numbers = index.search(vector[None, :], k)
         hits = tuple(
-            Hit(self.index.row_ids[int(number)].as_py(), float(score), self.rows.kept(int(number)), int(number))
+            Hit(index.row_ids[int(number)].as_py(), float(score), rows.kept(int(number)), int(number))
             for score, number in zip(scores[0], numbers[0], strict=True)
             if number != NO_ID
         )
-        return Answer(self.index.card.version, self.record.space, hits)
+        return Answer(index.card.version, self.record.space, hits)
 
     def embed_text(self, text: str) -> NDArray[np.float32]:
         """Encode a text by the table's own text tower: (d,).

@@ -366,7 +366,7 @@ def test_a_zoo_of_hostile_files_costs_next_to_nothing(tmp_path: Path):
     for name in set(wanted) - {"directory.jpg", "10000-frames.gif"}:  # of that, one frame of 2,000 x 2,000 is decoded
         before = process.cpu_times().user
         sandbox.pixels([(tmp_path / "corpus" / name).read_bytes()])
-        assert process.cpu_times().user - before <= 0.05, name
+        assert round(process.cpu_times().user - before, 2) <= 0.05, name  # in ticks of a hundredth
     before = process.cpu_times().user
     _, [reject] = sandbox.pixels([(tmp_path / "corpus" / "10000-frames.gif").read_bytes()])
     assert reject is None

@@ -31,7 +31,9 @@ def write_table(store_url: str, table: str, vectors: np.ndarray, unit_rows: int)
     store, d = Store(store_url), vectors.shape[1]
     write_record(store, table, replace(RECORD, d=d, kept={"number": "int64"}, partition_by=()), {})
     write = Write(
-        WriteSpec(store_url, table_folder(table), "s", "m@1", d, pa.schema([("number", pa.int64())]), partition_by=())
+        WriteSpec(
+            store_url, table_folder(table), "s", "m@1", d, pa.schema([("number", pa.int64())]), (), content_hashes=False
+        )
     )
     rows = -(-len(vectors) * 10 // 9)
     while rows - -(-rows // 10) < len(vectors):
@@ -58,6 +60,7 @@ def write_table(store_url: str, table: str, vectors: np.ndarray, unit_rows: int)
                     schema.ROW: numbers[span],
                     schema.ROW_ID: [f"row-{number}" for number in numbers[span]],
                     schema.ENCODER: ["cpu fp32"] * unit.rows,
+                    schema.KNOWN: pa.nulls(unit.rows, pa.binary()),
                     schema.VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(padded[span].reshape(-1)), d),
                     **schema.outcome_columns(reasons, reasons),
                     "number": numbers[span],
