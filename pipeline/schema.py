@@ -142,6 +142,7 @@ PART_SCHEMA = pa.schema(
         pa.field("data", pa.list_(FILE_TYPE)),
         pa.field("rejects", pa.list_(FILE_TYPE)),
         pa.field("unreadable", pa.string()),  # why the unit cannot be read; null where it can
+        pa.field("failed", pa.string()),  # why the rows cannot be written; null where they are
     ]
 )
 

@@ -290,7 +290,7 @@ class Store:
         if not self.has_conditions and not single_writer:
             raise InputError(
                 f"store {self.url}: has no conditional writes, so that two runs at once would not see each other; "
-                "wanted another store, or --single_writer true where there never are two"
+                "wanted another store, or --single_writer where there never are two"
             )
 
     def _refuses(self, existing: str) -> bool:

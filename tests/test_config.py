@@ -1,8 +1,18 @@
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import EmbedConfig, IndexConfig, QueryConfig, load
+from pipeline.config import (
+    BackfillConfig,
+    Config,
+    EmbedConfig,
+    IndexConfig,
+    PlanConfig,
+    QueryConfig,
+    VacuumConfig,
+    load,
+)
 from pipeline.errors import InputError
 
 EMBED = ["--store", "s", "--model", "m", "--source.name", "n", "--source.path", "p"]
@@ -64,3 +74,71 @@ def test_unknown_keys_of_a_toml_file_are_refused(tmp_path: Path):
 def test_a_query_is_exactly_one_thing(arguments: list[str]):
     with pytest.raises(InputError, match="exactly one of --text, --image, --id"):
         load(QueryConfig, ["--store", "s", *arguments], "jobs.query")
+
+
+def flags_of(model: type[Config], prefix: str = "") -> Iterator[tuple[str, type[Config], str]]:
+    """Name the flags of a job that have an underscore."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            yield from flags_of(field.annotation, f"{prefix}{name}.")
+        elif "_" in f"{prefix}{name}":
+            yield f"{prefix}{name}"
+
+
+@pytest.mark.parametrize(
+    ("hyphens", "underscores"),
+    [
+        (["--source.key-column", "a-b_c"], ["--source.key_column", "a-b_c"]),
+        (["--source.key-column=a-b_c"], ["--source.key_column=a-b_c"]),
+        (["--source.key-column=--a-b=c-d"], ["--source.key_column=--a-b=c-d"]),
+        (["--source.keep-columns", '["a-b"]', "--partition-by", '["a-b"]'],
+         ["--source.keep_columns", '["a-b"]', "--partition_by", '["a-b"]']),
+        (["--index.recall-target", "0.5"], ["--index.recall_target", "0.5"]),
+        (["--allow-pickle-weights"], ["--allow_pickle_weights"]),
+        (["--table", "a-b"], ["--table=a-b"]),
+        (["--store", "s3://a--b/c-d"], ["--store=s3://a--b/c-d"]),
+        (["--store", "-"], ["--store=-"]),
+    ],
+)  # fmt: skip
+def test_hyphens_in_a_flag_are_underscores_and_in_a_value_they_are_hyphens(hyphens: list[str], underscores: list[str]):
+    config = load(BackfillConfig, [*EMBED, *hyphens], "jobs.backfill")
+    assert config == load(BackfillConfig, [*EMBED, *underscores], "jobs.backfill")
+    assert config != load(BackfillConfig, EMBED, "jobs.backfill")
+    values = [value for argument in underscores for value in argument.split("=", 1)[1:]]
+    assert all(value in str(config) for value in values)
+
+
+@pytest.mark.parametrize("flag", sorted(flags_of(BackfillConfig)))
+def test_every_flag_may_have_hyphens(flag: str):
+    said = []
+    for spelled in (flag, flag.replace("_", "-")):
+        with pytest.raises(InputError) as error:
+            load(BackfillConfig, [*EMBED, f"--{spelled}", "--no-such-flag"], "jobs.backfill")
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    assert "no_such_flag" not in said[0] or flag not in said[0]
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "--dry_run"])
+def test_a_dry_run_needs_no_value(flag: str):
+    assert load(VacuumConfig, ["--store", "s", flag], "jobs.vacuum").dry_run is True
+    assert load(VacuumConfig, ["--store", "s", flag, "--keep-runs", "7"], "jobs.vacuum").keep_runs == 7
+    assert load(VacuumConfig, ["--store", "s"], "jobs.vacuum").dry_run is False
+
+
+def test_a_toml_file_is_named_as_ever(tmp_path: Path):
+    file = tmp_path / "my-job--2.toml"
+    file.write_text('store = "a-b"\n')
+    for arguments in (["--config", str(file)], [f"--config={file}"]):
+        assert load(VacuumConfig, arguments, "jobs.vacuum").store == "a-b"
+
+
+@pytest.mark.xfail(strict=True, raises=InputError, reason="--no-trial is spelled --no_trial, which nobody knows")
+@pytest.mark.parametrize(
+    ("model", "needed", "name"),
+    [(PlanConfig, EMBED, "trial"), (VacuumConfig, ["--store", "s"], "dry_run")],
+)
+@pytest.mark.parametrize("spelled", [str, lambda name: name.replace("_", "-")])
+def test_what_a_job_would_do_can_be_switched_off(model: type[Config], needed: list[str], name: str, spelled: Callable):
+    config = load(model, [*needed, f"--no-{spelled(name)}"], "jobs")
+    assert getattr(config, name) is False

@@ -1,14 +1,18 @@
+import contextlib
 import json
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
+from pipeline import lease as lease_module
 from pipeline.errors import IncompleteError, LeaseHeldError
-from pipeline.lease import Lease
+from pipeline.lease import Lease, holder
 from pipeline.store import Store
 
 
@@ -81,7 +85,7 @@ def test_a_live_lease_of_another_machine_counts_until_it_expires(store: Store):
     foreign(store, renewed_s=time.time())
     with pytest.raises(LeaseHeldError, match="elsewhere"), Lease(store, "table"):
         pass
-    foreign(store, renewed_s=time.time() - 61)
+    foreign(store, renewed_s=time.time() - 61, renew_s=0.05)
     with Lease(store, "table"):
         pass
 
@@ -134,3 +138,152 @@ def test_an_owner_that_slept_is_found_out_before_it_removes_anything(store: Stor
         lease.check()  # its heart has not beaten since
         with pytest.raises(IncompleteError, match="taken over"):
             lease.confirm()
+
+
+@contextlib.contextmanager
+def repeated(call: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Make a call again and again in a thread, as a heart does."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(every_s):
+            call()
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+AN_HOUR_OFF = pytest.mark.parametrize("skew_s", [-3600, 3600])
+
+
+@AN_HOUR_OFF
+def test_an_owner_whose_clock_is_wrong_keeps_its_lease_while_its_heart_beats(store: Store, skew_s: float):
+    with Lease(store, "table"):
+        pass
+
+    def renew() -> None:
+        foreign(store, renewed_s=time.time() + skew_s, renew_s=0.25)
+
+    renew()
+    with repeated(renew, 0.02), pytest.raises(LeaseHeldError, match="elsewhere"), Lease(store, "table"):
+        pass
+    assert newest(store)[0] == "000001.json"
+
+
+@AN_HOUR_OFF
+def test_a_silent_owner_is_taken_over_after_two_beats_and_not_before(store: Store, skew_s: float):
+    with Lease(store, "table"):
+        pass
+    foreign(store, renewed_s=time.time() + skew_s, renew_s=0.15)
+    began = time.monotonic()
+    with Lease(store, "table"):
+        assert time.monotonic() - began >= 0.3
+        assert newest(store)[0] == "000002.json"
+        assert newest(store)[1]["host"] != "elsewhere"
+
+
+def test_an_owner_that_never_said_how_often_it_renews_is_given_the_usual_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    with Lease(store, "table"):
+        pass
+    foreign(store, renewed_s=0)
+    name, held = newest(store)
+    del held["renew_s"]  # as the first format
+    store.replace(f"table/lease/{name}", json.dumps(held).encode())
+    monkeypatch.setattr(lease_module, "RENEW_S", 0.1)
+    began = time.monotonic()
+    with Lease(store, "table"):
+        assert time.monotonic() - began >= 0.2
+
+
+def test_of_several_that_watch_a_silent_owner_one_gets_its_lease(store: Store):
+    with Lease(store, "table"):
+        pass
+    foreign(store, renewed_s=0, renew_s=0.1)
+    entered, refused, ready, over = [], [], threading.Barrier(4), threading.Barrier(4)
+
+    def attempt() -> None:
+        ready.wait()
+        try:
+            with Lease(store, "table"):
+                entered.append(1)
+                over.wait()
+        except LeaseHeldError:
+            refused.append(1)
+            over.wait()
+
+    threads = [threading.Thread(target=attempt) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(entered), len(refused)) == (1, 3)
+
+
+def test_the_holder_is_named_while_there_is_one(store: Store):
+    assert holder(store, "table") is None
+    with Lease(store, "table") as lease:
+        said = holder(store, "table")
+        assert said is not None
+        assert said.startswith("process ")
+        assert said.endswith(f"since {lease.since}")
+        assert holder(store, "other") is None
+    assert holder(store, "table") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_held"),
+    [
+        ({}, True),
+        ({"renewed_s": 0}, False),
+        ({"released": True}, False),
+        ({"process": None}, True),
+    ],
+)
+def test_the_holder_on_another_machine_is_named_until_it_falls_silent(store: Store, changes: dict, is_held: bool):
+    with Lease(store, "table"):
+        pass
+    foreign(store, **{"renewed_s": time.time(), **changes})
+    assert (holder(store, "table") is not None) == is_held
+
+
+def test_nobody_holds_what_a_dead_process_of_this_machine_held(store: Store):
+    with Lease(store, "table"):
+        name, held = newest(store)
+    dead = {**held, "process": [*held["process"][:2], "1"], "released": False, "renewed_s": time.time()}
+    store.replace(f"table/lease/{name}", json.dumps(dead).encode())
+    assert holder(store, "table") is None
+    store.replace(f"table/lease/{name}", json.dumps({**dead, "process": held["process"]}).encode())
+    assert holder(store, "table") is not None  # so it was the process
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), ClientError({"Error": {"Code": "SlowDown"}}, "PutObject")]
+)
+def test_a_lease_that_cannot_be_released_does_not_hide_what_ended_the_run(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failure: Exception
+):
+    def fails(self: Store, relative: str, content: bytes) -> None:
+        raise failure
+
+    monkeypatch.setattr(Store, "replace", fails)
+    with pytest.raises(IncompleteError, match="3 rows missing"), Lease(store, "table"):
+        raise IncompleteError("3 rows missing")
+    assert "lease=table/lease not released" in caplog.text
+    monkeypatch.undo()
+    assert newest(store)[1]["released"] is False
+
+
+def test_a_lease_that_cannot_be_released_makes_no_good_end_a_bad_one(store: Store, monkeypatch: pytest.MonkeyPatch):
+    def fails(self: Store, relative: str, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Lease(store, "table"):
+        monkeypatch.setattr(Store, "replace", fails)
+    assert newest(store)[1]["released"] is False

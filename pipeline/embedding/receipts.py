@@ -58,10 +58,14 @@ class Ledger:
         """Take note of rows that are written, or cannot be read; commit their unit if they were its last.
 
         Raises:
-            IncompleteError: the table's lease is lost.
+            IncompleteError: the table's lease is lost, or rows could not be written.
             RuntimeError: rows came twice, or rows that the unit does not have.
         """
         unit = self.units[part["unit"]]
+        if part["failed"] is not None:
+            raise IncompleteError(
+                f"unit {unit.id}: storage failed: {part['failed']}; see to it, and the same command goes on"
+            )
         if part["unreadable"] is not None:
             self.unreadable[unit.id] = part["unreadable"]
             logger.warning("unit=%s unreadable=%s", unit.id, part["unreadable"])

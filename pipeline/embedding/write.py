@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.store import Store
+from pipeline.store import STORE_ERRORS, Store
 
 NAMING = [schema.UNIT, schema.ROW, schema.ERROR]  # what a row says that stands for those that cannot be read
 
@@ -50,9 +50,16 @@ class Write:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Write the batch's rows to data/ and rejects/, and report them in the form of schema.PART_SCHEMA."""
         is_missing = pc.fill_null(pc.equal(batch[schema.REASON], schema.UNREADABLE), fill_value=False)
-        parts = [_missing(row) for row in batch.filter(is_missing).select(NAMING).to_pylist()]
+        missing = batch.filter(is_missing).select(NAMING).to_pylist()
+        parts = [_no_rows(row[schema.UNIT], row[schema.ROW], unreadable=row[schema.ERROR]) for row in missing]
         rows = batch.filter(pc.invert(is_missing)).sort_by([(schema.UNIT, "ascending"), (schema.ROW, "ascending")])
-        parts += [self._write_run(run) for run in _runs(rows)]
+        for run in _runs(rows):
+            try:
+                parts.append(self._write_run(run))
+            except STORE_ERRORS as error:  # as data: what Ray makes of an exception does not say what it was
+                unit, row = run[schema.UNIT][0].as_py(), run[schema.ROW][0].as_py()
+                parts.append(_no_rows(unit, row, failed=f"{type(error).__name__}: {error}"))
+                break
         return pa.Table.from_pylist(parts, schema.PART_SCHEMA)
 
     def _write_run(self, run: pa.Table) -> dict[str, Any]:  # one row of schema.PART_SCHEMA
@@ -74,6 +81,7 @@ class Write:
             ],
             "rejects": [self._put(f"rejects/{schema.UNIT_FOLDER}={unit}", _rejects(bad))] if bad.num_rows else [],
             "unreadable": None,
+            "failed": None,
         }
 
     def _embeddings(self, rows: pa.Table) -> pa.Table:
@@ -107,16 +115,11 @@ class Write:
         return {"path": path, "rows": rows.num_rows, "bytes": len(content), "sha256": digest}
 
 
-def _missing(row: dict[str, Any]) -> dict[str, Any]:  # columns of NAMING; one row of schema.PART_SCHEMA
-    nothing = {"rows": 0, "embedded": 0, "rejected": 0, "reused": 0}
+def _no_rows(unit: str, row: int, unreadable: str | None = None, failed: str | None = None) -> dict[str, Any]:
+    """Report rows that are not there, and why, in the form of schema.PART_SCHEMA."""
+    counts = {"rows": 0, "embedded": 0, "rejected": 0, "reused": 0}
     lists: dict[str, list[object]] = {"reasons": [], "encoders": [], "data": [], "rejects": []}
-    return {
-        "unit": row[schema.UNIT],
-        "first_row": row[schema.ROW],
-        **nothing,
-        **lists,
-        "unreadable": row[schema.ERROR],
-    }
+    return {"unit": unit, "first_row": row, **counts, **lists, "unreadable": unreadable, "failed": failed}
 
 
 def _runs(batch: pa.Table) -> Iterator[pa.Table]:

@@ -54,7 +54,7 @@ def index_folder(table: str) -> str:
 def read_current(store: Store, table: str) -> str | None:
     """Name the published version; None if there is none."""
     try:
-        return store.read(f"{index_folder(table)}/{CURRENT}").decode().strip()
+        return store.read(f"{index_folder(table)}/{CURRENT}").decode(errors="replace").removesuffix("\n")
     except FileNotFoundError:
         return None
 

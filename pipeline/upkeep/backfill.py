@@ -13,12 +13,13 @@ from pipeline.analysis.findings import find
 from pipeline.analysis.report import render
 from pipeline.config import BackfillConfig, EmbedConfig, IndexConfig, WriterConfig
 from pipeline.embedding.run import Report, embed
+from pipeline.errors import IncompleteError
 from pipeline.indexing.publish import Card
 from pipeline.indexing.run import build
 from pipeline.runs import RUN_FILE, Run, brief, earlier_runs, new_run, recorded, run_folder
 from pipeline.schema import Reason
 from pipeline.stopping import Stopping
-from pipeline.store import STORE_ERRORS, Store
+from pipeline.store import FINAL_ERRORS, STORE_ERRORS, Store
 from pipeline.upkeep.vacuum import old_runs, old_versions, remove
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,15 @@ def _watched(job: str, config: WriterConfig) -> Iterator[Run]:
     store, run = Store(config.store), new_run(job, config)
     try:
         with recorded(store, run), Stopping(lambda: run.at, config.deadline_s, config.hang_s, config.drain_s):
-            yield run
+            try:
+                yield run
+            except FINAL_ERRORS:  # a file that is not there is our mistake, not the store's
+                raise
+            except STORE_ERRORS as error:
+                said = f"{type(error).__name__}: {error}"
+                raise IncompleteError(
+                    f"stage {run.at}: storage failed: {said}; see to it, and the same command goes on"
+                ) from error
     finally:
         if run.table is not None and store.exists(f"{run_folder(run.id)}/{RUN_FILE}"):
             _write_report(store, run)

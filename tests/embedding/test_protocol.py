@@ -127,7 +127,15 @@ class Writer:
 
 def part(unit: Unit, first: int, count: int, path: str) -> dict:
     file = {"path": path, "rows": count, "bytes": 1, "sha256": "0"}
-    nothing = {"rejected": 0, "reused": 0, "reasons": [], "encoders": [], "rejects": [], "unreadable": None}
+    nothing = {
+        "rejected": 0,
+        "reused": 0,
+        "reasons": [],
+        "encoders": [],
+        "rejects": [],
+        "unreadable": None,
+        "failed": None,
+    }
     return {"unit": unit.id, "first_row": first, "rows": count, "embedded": count, "data": [file], **nothing}
 
 

@@ -47,6 +47,7 @@ def part(unit: Unit, first: int, rows: int, rejected: int = 0) -> dict:
         "data": [{"path": f"data/{name}", "rows": embedded, "bytes": 1, "sha256": "0"}] if embedded else [],
         "rejects": [{"path": f"rejects/{name}", "rows": rejected, "bytes": 1, "sha256": "0"}] if rejected else [],
         "unreadable": None,
+        "failed": None,
     }
 
 

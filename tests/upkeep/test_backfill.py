@@ -95,7 +95,9 @@ def test_a_source_that_grows_changes_and_shrinks(corpus: Path):
     assert (report.rows_now, again.version) == (0, card.version)
     assert seconds < 5
     changed = {path for path in store.rglob("*") if path.is_file() and files.get(path) != path.stat().st_mtime_ns}
-    assert {path.parent.name for path in changed} - {run.id for run in earlier_runs(Store(str(store)), "t")} == {"lease"}
+    assert {path.parent.name for path in changed} - {run.id for run in earlier_runs(Store(str(store)), "t")} == {
+        "lease"
+    }
 
 
 def test_every_run_leaves_a_record_of_itself_that_adds_up(corpus: Path):
@@ -118,7 +120,9 @@ def test_every_run_leaves_a_record_of_itself_that_adds_up(corpus: Path):
     assert {"ray", "torch", "open_clip_torch", "pyarrow"} <= second.versions.keys()
     assert second.model["sha256"] == json.loads(store.read("embeddings/t/table.json"))["model_sha256"]
     shards = store.read_json(second.source["snapshot"])["shards"]
-    assert shards["fingerprint"] == [f"{path.stat().st_size}:{path.stat().st_mtime}" for path in sorted(corpus.iterdir())]
+    assert shards["fingerprint"] == [
+        f"{path.stat().st_size}:{path.stat().st_mtime}" for path in sorted(corpus.iterdir())
+    ]
     page = store.read(f"runs/{second.id}/report.html").decode()
     assert first.id in page
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
