@@ -76,7 +76,7 @@ def test_a_query_is_exactly_one_thing(arguments: list[str]):
         load(QueryConfig, ["--store", "s", *arguments], "jobs.query")
 
 
-def flags_of(model: type[Config], prefix: str = "") -> Iterator[tuple[str, type[Config], str]]:
+def flags_of(model: type[Config], prefix: str = "") -> Iterator[str]:
     """Name the flags of a job that have an underscore."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
@@ -116,7 +116,7 @@ def test_every_flag_may_have_hyphens(flag: str):
             load(BackfillConfig, [*EMBED, f"--{spelled}", "--no-such-flag"], "jobs.backfill")
         said.append(str(error.value))
     assert said[0] == said[1]
-    assert "no_such_flag" not in said[0] or flag not in said[0]
+    assert f"unrecognized arguments: --{flag}" not in said[0]
 
 
 @pytest.mark.parametrize("flag", ["--dry-run", "--dry_run"])

@@ -1,9 +1,16 @@
-"""Measure what is claimed: `python -m jobs.benchmark throughput | scaling | parity | hostile | decoding`."""
+"""Measure what is claimed: `python -m jobs.benchmark throughput | scaling | parity | hostile | decoding | soak`."""
 
 import sys
 from importlib import import_module
 
-from jobs.benchmark.config import DecodingConfig, HostileConfig, ParityConfig, ScalingConfig, ThroughputConfig
+from jobs.benchmark.config import (
+    DecodingConfig,
+    HostileConfig,
+    ParityConfig,
+    ScalingConfig,
+    SoakConfig,
+    ThroughputConfig,
+)
 from jobs.launch import launch
 from pipeline.config import Config
 
@@ -14,6 +21,7 @@ BENCHMARKS: dict[str, type[Config]] = {
     "parity": ParityConfig,
     "hostile": HostileConfig,
     "decoding": DecodingConfig,
+    "soak": SoakConfig,
 }
 
 if __name__ == "__main__":

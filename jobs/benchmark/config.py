@@ -105,3 +105,16 @@ class DecodingConfig(Config):
     """And these, with random weights."""
     passes: PositiveInt = 3
     """Times that each photograph is decoded; medians count."""
+
+
+class SoakConfig(Config):
+    """Kill runs at random moments and resume them: python -m jobs.benchmark soak."""
+
+    out: str = "out/benchmark"
+    """Where the corpus, stores, logs and the result go."""
+    runs: PositiveInt = 200
+    """How many; drivers, workers and raylets are killed in turn."""
+    rows: PositiveInt = 300
+    """Of the corpus."""
+    seed: int = 0
+    """Of the corpus and of the moments."""
