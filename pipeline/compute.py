@@ -230,6 +230,7 @@ def _fitted_to_memory(shares: Pools, nodes: list[dict[str, float]], request: Req
 
 def _local_options() -> dict[str, object]:
     return {
+        "address": "local",  # not to join a cluster that happens to run on this machine
         "num_cpus": max(MIN_LOGICAL_CPUS, available_cpus()),
         "include_dashboard": False,
     }

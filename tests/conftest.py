@@ -50,6 +50,7 @@ def s3() -> Iterator[str]:
 def local_ray(s3: str) -> Iterator[None]:
     """One Ray for all tests that compute in this process."""
     ray.init(
+        address="local",  # not a cluster that happens to run here
         num_cpus=4,
         object_store_memory=256 << 20,
         include_dashboard=False,

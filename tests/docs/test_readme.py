@@ -20,6 +20,12 @@ MODELS = {
     "jobs.build_index": config.IndexConfig,
     "jobs.query": config.QueryConfig,
     "jobs.serve": config.ServeConfig,
+    "jobs.backfill": config.BackfillConfig,
+    "jobs.plan": config.PlanConfig,
+    "jobs.status": config.StatusConfig,
+    "jobs.verify": config.VerifyConfig,
+    "jobs.vacuum": config.VacuumConfig,
+    "jobs.redrive": config.RedriveConfig,
 }
 
 
