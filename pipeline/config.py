@@ -357,9 +357,12 @@ def load(model: type[ConfigType], arguments: list[str], program: str) -> ConfigT
 
 
 def _spelled(argument: str) -> str:
-    """Let flags have hyphens, as --dry-run."""
+    """Let flags have hyphens, as --dry-run; but that of --no-… stays."""
+    if not argument.startswith("--"):
+        return argument
     name, equals, value = argument.partition("=")
-    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+    start = "--no-" if name.startswith("--no-") else "--"
+    return start + name.removeprefix(start).replace("-", "_") + equals + value
 
 
 def _read_toml(file: str) -> dict[str, object]:

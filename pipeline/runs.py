@@ -45,7 +45,8 @@ class Run:
     # shards, rows, bytes; new, rewritten, removed: how many; unreadable: why, by URL; snapshot: where fingerprints are
     source: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)  # rows_in, embedded, rejected, reasons: {reason: rows}
-    now: dict[str, Any] = field(default_factory=dict)  # of this run: rows, reused, images_per_s, steady_images_per_s
+    # of this run: rows, reused, bytes_written, images_per_s, steady_images_per_s
+    now: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)  # seconds, in the order they began
     index: dict[str, Any] | None = None  # the card of the version that is published
     history: list[dict[str, Any]] = field(default_factory=list)  # earlier runs of the table, the newest first

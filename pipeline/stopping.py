@@ -60,6 +60,11 @@ class Stopping:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # as getsignal gave it
 
+    @property
+    def has_stopped(self) -> bool:
+        """Tell whether a limit ended the run."""
+        return self._why is not None
+
     def take_signals(self) -> None:
         """Take SIGTERM over; again after Ray has started, which sets its own."""
         if self._before:

@@ -35,7 +35,7 @@ class Ledger:
         self.receipts = read_receipts(store, folder)
         self.again: set[str] = set()  # units to be written anew though they have a receipt
         self.unreadable: dict[str, str] = {}  # units that could not be read in this run, and why
-        self.rows_done = self.rows_reused = 0  # in this run
+        self.rows_done = self.rows_reused = self.bytes_written = 0  # in this run
         self._parts: dict[str, list[dict[str, Any]]] = {}  # rows of schema.PART_SCHEMA
         self._mark = time.monotonic()
         self._first: float | None = None  # when rows came first in this run, and last
@@ -72,6 +72,7 @@ class Ledger:
             return
         self._count(part["rows"])
         self.rows_reused += part["reused"]
+        self.bytes_written += sum(file["bytes"] for kind in ("data", "rejects") for file in part[kind])
         parts = self._parts.setdefault(unit.id, [])
         parts.append(part)
         if sum(part["rows"] for part in parts) >= unit.rows:

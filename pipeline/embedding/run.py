@@ -295,6 +295,7 @@ def _report(job: Job, skipped: int, seconds: float) -> Report:
     job.run.now = {
         "rows": report.rows_now,
         "reused": report.reused_now,
+        "bytes_written": ledger.bytes_written,
         "images_per_s": round(report.rows_now / max(seconds, 1e-9), 1),
         "steady_images_per_s": round(report.steady_images_per_s, 1),
     }

@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from pipeline.analysis.findings import find
+from pipeline.analysis.findings import Findings, find
 from pipeline.analysis.report import render
 from pipeline.config import BackfillConfig, EmbedConfig, IndexConfig, WriterConfig
 from pipeline.embedding.run import Report, embed
-from pipeline.errors import IncompleteError
+from pipeline.errors import IncompleteError, RunError
 from pipeline.indexing.publish import Card
 from pipeline.indexing.run import build
 from pipeline.runs import RUN_FILE, Run, brief, earlier_runs, new_run, recorded, run_folder
@@ -74,8 +74,9 @@ def index_config(config: BackfillConfig, table: str) -> IndexConfig:
 def _watched(job: str, config: WriterConfig) -> Iterator[Run]:
     """Record a run and end it where a limit is passed; write its report, however it ends."""
     store, run = Store(config.store), new_run(job, config)
+    stopping = Stopping(lambda: run.at, config.deadline_s, config.hang_s, config.drain_s)
     try:
-        with recorded(store, run), Stopping(lambda: run.at, config.deadline_s, config.hang_s, config.drain_s):
+        with recorded(store, run), stopping:
             try:
                 yield run
             except FINAL_ERRORS:  # a file that is not there is our mistake, not the store's
@@ -87,13 +88,15 @@ def _watched(job: str, config: WriterConfig) -> Iterator[Run]:
                 ) from error
     finally:
         if run.table is not None and store.exists(f"{run_folder(run.id)}/{RUN_FILE}"):
-            _write_report(store, run)
+            _write_report(store, run, is_brief=stopping.has_stopped)
 
 
-def _write_report(store: Store, run: Run) -> None:
+def _write_report(store: Store, run: Run, *, is_brief: bool) -> None:
+    """Write report.html; a run that was told to stop has no time to look at pictures."""
     try:
         run.history = [brief(other) for other in earlier_runs(store, str(run.table)) if other.id != run.id]
-        page = render(asdict(run), find(store, str(run.table), asdict(run)))
+        findings = Findings() if is_brief else find(store, str(run.table), asdict(run))
+        page = render(asdict(run), findings)
         store.replace(f"{run_folder(run.id)}/report.html", page.encode())
-    except STORE_ERRORS as error:  # what ended the run is what should be heard
+    except (RunError, RuntimeError, *STORE_ERRORS) as error:  # what ended the run is what should be heard
         logger.warning("run=%s has no report: %s", run.id, error)

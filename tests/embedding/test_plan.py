@@ -220,11 +220,12 @@ def test_by_content_one_changed_byte_is_another_state_of_that_shard_alone(corpus
     assert len(shared) == 8
 
 
-def test_shards_that_were_listed_before_get_their_digest_and_keep_their_state(corpus: Path):
-    listed = survey(source(str(corpus)))
-    hashed = survey(source(str(corpus), fingerprint="content"), known(listed))
-    assert [one.sha256 is None for one in (*listed.shards, *hashed.shards)] == [True] * 3 + [False] * 3
-    assert [one.state for one in hashed.shards] == [one.state for one in listed.shards]
+@pytest.mark.parametrize("fingerprint", ["listing", "content"])
+def test_shards_that_were_only_listed_before_keep_their_state(corpus: Path, fingerprint: str):
+    listed = [replace(one, state="1:1.0") for one in survey(source(str(corpus))).shards]  # first seen long ago
+    found = survey(source(str(corpus), fingerprint=fingerprint), {one.url: one for one in listed})
+    assert [one.state for one in found.shards] == ["1:1.0"] * 3
+    assert [one.sha256 is not None for one in found.shards] == [fingerprint == "content"] * 3
 
 
 def test_a_digest_is_of_all_of_a_file_that_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
