@@ -60,9 +60,17 @@ def launch(
         logging.getLogger(program).info("config=%s", json.dumps(config.model_dump(mode="json")))
         call(config)
     except RunError as error:
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(program, " ".join(str(error).split()), as_json=chosen.log_format == "json")
         return error.exit_status
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; run the same command again to go on", file=sys.stderr)
+        _say(program, "interrupted; run the same command again to go on", as_json=chosen.log_format == "json")
         return 130
     return 0
+
+
+def _say(program: str, why: str, *, as_json: bool) -> None:
+    """Give the one line that says why a job ended as it did."""
+    if as_json:
+        logging.getLogger(program).error("%s", why)
+    else:
+        print(f"{program}: {why}", file=sys.stderr)

@@ -30,7 +30,7 @@ def holder(store: Store, folder: str) -> str | None:
     """Name who holds a folder's lease; None if nobody does, or only somebody who is dead or has not renewed it."""
     lease = Lease(store, folder)
     held = lease.newest()
-    if held is None or _is_free(held) or not 0 <= time.time() - held["renewed_s"] <= held["expires_s"]:
+    if held is None or _is_free(held) or time.time() - held["renewed_s"] > held["expires_s"]:
         return None
     return f"process {held['pid']} on {held['host']} since {held['since']}"
 

@@ -54,15 +54,16 @@ class Meter:
         self.reasons.update(reasons)
         now = time.monotonic()
         self._marks.append((now, self.rows))
-        while len(self._marks) > 2 and self._marks[1][0] < now - WINDOW_S:
-            self._marks.popleft()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.rows, said=self._said())
 
     def rate_now(self) -> float:
         """Give rows per second over the last two minutes, up to this moment."""
+        now = time.monotonic()
+        while len(self._marks) > 1 and self._marks[1][0] < now - WINDOW_S:
+            self._marks.popleft()
         since, rows = self._marks[0]
-        return (self.rows - rows) / max(1e-9, time.monotonic() - since)
+        return (self.rows - rows) / max(1e-9, now - since)
 
     def rate_mean(self) -> float:
         """Give rows per second since the beginning, start-up included."""

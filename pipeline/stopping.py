@@ -56,6 +56,8 @@ class Stopping:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._done.set()
+        if self._before:
+            self._guard.join()  # what it still sends meets our handlers
         logging.getLogger("pipeline").removeHandler(self._ear)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # as getsignal gave it
@@ -66,7 +68,7 @@ class Stopping:
         return self._why is not None
 
     def take_signals(self) -> None:
-        """Take SIGTERM over; again after Ray has started, which sets its own."""
+        """Take SIGTERM over; `compute.start_ray` keeps it so."""
         if self._before:
             signal.signal(signal.SIGTERM, self._drain)
             signal.signal(signal.SIGALRM, self._stop)

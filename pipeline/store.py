@@ -6,7 +6,6 @@ two writers one wins; `replace` swaps one whole file for another. That an object
 a few times, when a remote store fails. Knows nothing of tables.
 """
 
-import contextlib
 import http.client
 import logging
 import os
@@ -19,7 +18,6 @@ from typing import Any, ParamSpec, TypeVar
 import aiohttp
 import fsspec
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
 from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_random_exponential
@@ -83,7 +81,8 @@ def open_parquet(url: str) -> pq.ParquetFile:
         file: pa.NativeFile = pa.OSFile(url)
     else:
         filesystem, path = filesystem_of(url)
-        file = pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)).open_input_file(path)
+        # Not through pyarrow's handler for fsspec: it asks isfile first, which takes every error for a no.
+        file = pa.PythonFile(filesystem.open(path, "rb"), mode="r")
     return pq.ParquetFile(file, buffer_size=8 << 20, pre_buffer=False)
 
 
@@ -99,16 +98,23 @@ def column_bytes(footer: pq.FileMetaData, groups: Iterable[int], column: str) ->
     return total
 
 
-def list_files(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:  # fsspec is untyped
-    """List the files below a folder, however deep, with what the listing says of them; none if there is no folder.
+def list_files(
+    filesystem: fsspec.AbstractFileSystem, path: str, depth: int | None = None, *, follow: bool = False
+) -> dict[str, dict[str, Any]]:  # fsspec is untyped
+    """List the files below a folder with what the listing says of them; none if there is no folder.
 
     On disks by os.walk: fsspec's own find leaves out, without a word, whatever it may not or cannot read.
 
+    Args:
+        depth: how many folders deep, on disks; None: however deep.
+        follow: whether folders that are links count, on disks.
+
     Raises:
-        One of STORE_ERRORS: a part of it cannot be listed.
+        One of STORE_ERRORS: a part of it cannot be listed, or a link leads nowhere.
     """
     if is_local(filesystem):
-        return _walk_locally(path.rstrip("/")) if os.path.isdir(path) else {}  # noqa: PTH112 - of 10^5 names
+        path = path.rstrip("/")
+        return _walk_locally(path, depth, follow=follow) if os.path.isdir(path) else {}  # noqa: PTH112 - of 10^5 names
     try:
         return dict(tried(filesystem.find, path, detail=True))
     except FileNotFoundError:
@@ -341,14 +347,24 @@ class Store:
         _fsync_folder(path.parent)
 
 
-def _walk_locally(root: str) -> dict[str, dict[str, Any]]:  # as fsspec's find
+def _walk_locally(root: str, depth: int | None, *, follow: bool) -> dict[str, dict[str, Any]]:  # as fsspec's find
     found = {}
-    for folder, _, names in os.walk(root, onerror=_refuse):
+    seen: set[tuple[int, int]] = set()  # folders: links may lead in circles
+    for folder, inner, names in os.walk(root, onerror=_refuse, followlinks=follow):
+        state = os.stat(folder)  # noqa: PTH116 - of 10^5 files, as below
+        is_too_deep = depth is not None and folder.count("/") - root.count("/") + 1 >= depth
+        if is_too_deep or (state.st_dev, state.st_ino) in seen:
+            inner.clear()
+        seen.add((state.st_dev, state.st_ino))
         for name in names:
             path = f"{folder}/{name}"
-            with contextlib.suppress(FileNotFoundError):  # removed while we looked
-                state = os.stat(path)  # noqa: PTH116 - of 10^5 files
-                found[path] = {"name": path, "type": "file", "size": state.st_size, "mtime": state.st_mtime}
+            try:
+                state = os.stat(path)  # noqa: PTH116
+            except FileNotFoundError:  # removed while we looked, or a link to nothing
+                if os.path.islink(path):  # noqa: PTH114
+                    raise
+                continue
+            found[path] = {"name": path, "type": "file", "size": state.st_size, "mtime": state.st_mtime}
     return dict(sorted(found.items()))
 
 

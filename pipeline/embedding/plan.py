@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -102,30 +103,30 @@ def survey(source: SourceConfig, known: Mapping[str, Shard] | None = None) -> Su
     """
     listed = sorted(_list_shards(source), key=lambda shard: shard[0])
     known = known or {}
-    changed = [place for place in listed if not _is_as_known(source, known.get(place[0]), place[2])]
-    # One shard is always opened: it says what the columns are.
-    changed = changed or listed[:1]
-    shards: dict[str, Shard] = {}
+    is_same = [_is_as_known(source, known.get(url), fingerprint) for url, _, fingerprint in listed]
+    same = [place for place, as_known in zip(listed, is_same, strict=True) if as_known]
+    changed = [place for place, as_known in zip(listed, is_same, strict=True) if not as_known]
+    readable: dict[str, Shard] = {}
     unreadable: dict[str, str] = {}
-    for url, footer in _footers(source, changed, known):
+    first: tuple[Shard, pa.Schema] | None = None
+    # One shard that is as it was is opened too: it says what the columns are, and should new ones differ, which.
+    for url, footer in chain(_until_one(source, same, known), _footers(source, changed, known)):
         if isinstance(footer, str):
             unreadable[url] = footer
             logger.warning("shard=%s left out: %s", url, footer)
             continue
         shard, columns = footer
-        if not shards:
-            first, first_columns, wanted = url, columns, _wanted_columns(source, shard, columns)
-        elif not columns.equals(first_columns) and _wanted_columns(source, shard, columns) != wanted:
+        readable[url] = shard
+        if first is None:
+            first, wanted = footer, _wanted_columns(source, shard, columns)
+        elif not columns.equals(first[1]) and _wanted_columns(source, shard, columns) != wanted:
             raise InputError(
-                f"source {source.name}: shard {url}: {_brief(source, columns)}; wanted, as in {first}: "
-                f"{_brief(source, first_columns)}"
+                f"source {source.name}: shard {url}: {_brief(source, columns)}; wanted, as in {first[0].url}: "
+                f"{_brief(source, first[1])}"
             )
-        shards[url] = shard
-    if not shards:
-        raise InputError(
-            f"source {source.name}: none of {len(changed)} shards can be read, as {min(unreadable.items())}"
-        )
-    all_shards = (shards.get(url) or known[url] for url, _, _ in listed if url not in unreadable)
+    if first is None:
+        raise InputError(f"source {source.name}: none of {len(listed)} shards can be read: {min(unreadable.items())}")
+    all_shards = (readable.get(url) or known[url] for url, _, _ in listed if url not in unreadable)
     found = Survey(tuple(all_shards), *wanted, unreadable)
     if found.rows == 0:
         raise InputError(f"source {source.name}: no rows in {len(found.shards)} shards at {source.path}")
@@ -164,13 +165,28 @@ def _expand(filesystem: Any, root: str) -> dict[str, dict[str, Any]]:  # fsspec 
         # Not by fsspec's glob: it takes a folder that cannot be listed for an empty one.
         wanted = re.compile(glob_translate(root))
         above = re.split(r"[*?\[]", root, maxsplit=1)[0].rpartition("/")[0]
-        return {path: entry for path, entry in list_files(filesystem, above).items() if wanted.match(path)}
+        if not above:
+            raise ValueError("wanted a folder before the first wildcard")
+        depth = None if "**" in root else root.count("/") - above.count("/")
+        found = list_files(filesystem, above, depth, follow=True)
+        return {path: entry for path, entry in found.items() if wanted.match(path)}
     return {
         path: entry
-        for path, entry in list_files(filesystem, root).items()
+        for path, entry in list_files(filesystem, root, follow=True).items()
         if path.endswith((".parquet", ".parq"))
         and not any(part.startswith((".", "_")) for part in path.removeprefix(root).split("/"))
     }
+
+
+def _until_one(
+    source: SourceConfig, listed: list[tuple[str, int, str]], known: Mapping[str, Shard]
+) -> Iterator[tuple[str, Footer | str]]:
+    """Read footers one after the other, until one can be read."""
+    for place in listed:
+        url, footer = _footer(source, place, known)
+        yield url, footer
+        if not isinstance(footer, str):
+            return
 
 
 def _is_as_known(source: SourceConfig, known: Shard | None, fingerprint: str) -> bool:

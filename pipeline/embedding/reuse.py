@@ -78,7 +78,12 @@ class Reuse:
         if place is None:
             return None, None
         elder = self.elders[shard][place[0]]
-        vector = self._rows(elder.file)[schema.VECTOR][place[1]].values
+        try:
+            vector = self._rows(elder.file)[schema.VECTOR][place[1]].values
+        except (RunError, *STORE_ERRORS) as error:  # damaged since its hashes were read
+            logger.warning("file=%s/%s not used again: %s", self.spec.folder, elder.file.path, error)
+            self._places[shard] = {one: at for one, at in self._places[shard].items() if at[0] != place[0]}
+            return None, None
         return vector.to_numpy().tobytes(), " or ".join(elder.encoders)
 
     def _places_in(self, elders: tuple[Elder, ...]) -> dict[str, tuple[int, int]]:
@@ -97,7 +102,7 @@ class Reuse:
         rows = self._vectors.pop(file.path, None)
         if rows is None:
             rows = read_checked(self.store, self.spec.folder, file)
-            for path in list(self._vectors)[: len(self._vectors) - FILES_IN_MEMORY + 1]:
-                del self._vectors[path]
+            while len(self._vectors) >= FILES_IN_MEMORY:
+                del self._vectors[next(iter(self._vectors))]
         self._vectors[file.path] = rows
         return rows

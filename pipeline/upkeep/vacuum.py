@@ -73,10 +73,13 @@ def old_runs(store: Store, table: str, keep: int) -> Iterator[Waste]:
     found: dict[str, dict[str, int]] = {}
     for path, size in store.files(RUNS).items():
         found.setdefault(path.split("/")[0], {})[path] = size
-    ours = [name for name in sorted(found, reverse=True) if _table_of(store, name) == table]
-    for name in ours[keep:]:
+    records = ((name, _record(store, name)) for name in sorted(found, reverse=True))
+    ours = [(name, run) for name, run in records if run is not None and run.table == table]
+    named = {run.source.get("snapshot") for _, run in ours[:keep]}  # may lie with an older run
+    for name, _ in ours[keep:]:
         for path, size in found[name].items():
-            yield Waste(f"{RUNS}/{path}", size, "record of an old run")
+            if f"{RUNS}/{path}" not in named:
+                yield Waste(f"{RUNS}/{path}", size, "record of an old run")
 
 
 def _waste(store: Store, table: str, config: VacuumConfig) -> Iterator[Waste]:
@@ -96,8 +99,8 @@ def _waste(store: Store, table: str, config: VacuumConfig) -> Iterator[Waste]:
             yield Waste(name, size, "left by a test whether the store can be written")
 
 
-def _table_of(store: Store, run: str) -> str | None:
+def _record(store: Store, run: str) -> Run | None:
     try:
-        return Run(**store.read_json(f"{run_folder(run)}/{RUN_FILE}")).table
+        return Run(**store.read_json(f"{run_folder(run)}/{RUN_FILE}"))
     except (FileNotFoundError, ValueError, TypeError):
         return None

@@ -309,9 +309,6 @@ def test_only_what_may_pass_is_tried_again(remote: Remote, error: Exception, tri
         assert remote.stats == tries
 
 
-@pytest.mark.xfail(
-    strict=True, raises=UnreadableError, reason="pyarrow's handler asks isfile, which says no: not found"
-)
 def test_a_store_that_fails_once_while_a_shard_is_opened_is_asked_again(
     remote: Remote, monkeypatch: pytest.MonkeyPatch
 ):

@@ -13,7 +13,6 @@ import pytest
 from pipeline import schema
 from pipeline.embedding import reuse
 from pipeline.embedding.reuse import FILES_IN_MEMORY, Elder, Reuse, ReuseSpec
-from pipeline.errors import IncompleteError
 from pipeline.store import Store
 from pipeline.table import File
 
@@ -236,7 +235,6 @@ def test_of_more_files_than_are_kept_in_memory_every_vector_is_found(elders: Eld
     check(step, of_shard(SHARD, random.Random(0).sample(range(10 * number_of), 60)), known)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="one of two is dropped: the slice ends at -1")
 @pytest.mark.parametrize("number_of", range(3, FILES_IN_MEMORY + 1))
 def test_as_many_files_as_are_kept_in_memory_are_read_once(elders: Elders, files_read: list[str], number_of: int):
     files = [elders([image(10 * f + n) for n in range(10)]) for f in range(number_of)]
@@ -246,7 +244,6 @@ def test_as_many_files_as_are_kept_in_memory_are_read_once(elders: Elders, files
     assert len(files_read) == number_of
 
 
-@pytest.mark.xfail(strict=True, raises=IncompleteError, reason="only reading the hashes is guarded")
 def test_what_lay_in_a_file_that_is_damaged_meanwhile_is_encoded_again(elders: Elders):
     files = [elders([image(10 * f + n) for n in range(10)]) for f in range(2 * FILES_IN_MEMORY)]
     known = {(SHARD, image(n)): ["cpu fp32"] for n in range(20 * FILES_IN_MEMORY)}

@@ -165,7 +165,6 @@ def test_what_ends_a_job_is_its_last_line_and_its_status(error: BaseException, s
     assert (ended, lines[-1]) == (status, f"jobs.small: {why}")
 
 
-@pytest.mark.xfail(strict=True, raises=json.JSONDecodeError, reason="it is printed, not logged")
 @ENDS
 def test_what_ends_a_job_that_logs_json_is_an_object_too(error: BaseException, status: int, why: str):
     ended, lines = launched(failing(error), "--log-format", "json")
