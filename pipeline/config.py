@@ -71,6 +71,8 @@ class SourceConfig(Config):
     """What a shard means that cannot be read: the end of the run, or that it is left out, named, and the exit is 3."""
     removed_shards: Literal["retain", "remove"] = "retain"
     """What becomes of the rows of a shard that the source does not have any more."""
+    max_removed_fraction: float = Field(default=0.5, ge=0.0, le=1.0)
+    """A source that has lost more than this share of its shards is refused, where their rows would be removed."""
 
 
 class FetchConfig(Config):
@@ -223,14 +225,14 @@ class BackfillConfig(EmbedConfig):
     """Runs of the table whose records stay."""
 
 
-class RedriveConfig(EmbedConfig):
+class RedriveConfig(BackfillConfig):
     """Embed the rejects of some reasons again: python -m jobs.redrive."""
 
     reasons: tuple[Reason, ...] = Field(min_length=1)
     """Reasons for a reject, as '["fetch_timeout", "fetch_failed"]'."""
 
 
-class PlanConfig(EmbedConfig):
+class PlanConfig(BackfillConfig):
     """Say what an embed run would do, and write nothing: python -m jobs.plan."""
 
     rows: PositiveInt | None = None

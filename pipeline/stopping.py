@@ -19,9 +19,17 @@ from pipeline.errors import IncompleteError
 
 logger = logging.getLogger(__name__)
 
+_last_sign = 0.0  # of life, of whatever this process does
+
 TICK_S = 0.5
 LAST_S = 60.0  # for the main thread to come round, before the process is ended under it
 PROGRESS = "pipeline.progress"  # speaks every 30 s whether anything moves or not, so that it is no sign of life
+
+
+def alive() -> None:
+    """Say that something moved: for loops that are long and say nothing else."""
+    global _last_sign
+    _last_sign = time.monotonic()
 
 
 class Stopping:
@@ -60,7 +68,7 @@ class Stopping:
             self._guard.join()  # what it still sends meets our handlers
         logging.getLogger("pipeline").removeHandler(self._ear)
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # as getsignal gave it
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
 
     @property
     def has_stopped(self) -> bool:
@@ -107,7 +115,7 @@ class Stopping:
             return ending.format("stopped by SIGTERM")
         if self.deadline_s is not None and now - self.began > self.deadline_s:
             return ending.format(f"the deadline of {self.deadline_s:.0f} s has passed")
-        if now - self._alive > self.hang_s:
+        if now - max(self._alive, _last_sign) > self.hang_s:
             return ending.format(f"nothing has moved for {self.hang_s:.0f} s")
         return None
 

@@ -11,7 +11,8 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -43,8 +44,11 @@ FINAL_ERRORS = (
     NoCredentialsError,
     CredentialRetrievalError,
 )
+REMOVE_THREADS = 16
 TRIES = 4  # after those of s3fs and botocore, which alone may take a minute: an outage of some minutes is sat out
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
+# Where filesystems say that a file was written again, the best first: S3, GCS, Azure, disks, Hugging Face and others.
+STATES = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "blob_id", "last_modified", "modificationTime", "created")
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -131,7 +135,7 @@ def is_file(filesystem: fsspec.AbstractFileSystem, path: str) -> bool:
 
 def fingerprint(entry: dict[str, Any]) -> str:  # a listing's values have many types
     """Name the state of a file by the best that its filesystem tells of it."""
-    state = next((entry[key] for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified") if entry.get(key)), "")
+    state = next((entry[key] for key in STATES if entry.get(key)), "")
     return f"{entry['size']}:{state}"
 
 
@@ -184,14 +188,14 @@ class Store:
         if self.is_local:
             here = self.path(folder)
             found = os.listdir(here) if os.path.isdir(here) else []  # noqa: PTH112, PTH208 - of 10^5 names
-            return {name: Path(f"{here}/{name}").read_bytes() for name in sorted(found) if name.endswith(suffix)}
+            return dict(_read_all(here, (name for name in sorted(found) if name.endswith(suffix))))
         names = sorted(name for name in self.files(folder) if name.endswith(suffix))
         if not names:
             return {}
-        contents = self._call(self.filesystem.cat, [self.path(f"{folder}/{name}") for name in names])
-        if isinstance(contents, bytes):  # some filesystems unwrap a list of one
-            return {names[0]: contents}
-        return {name: bytes(contents[self._listed(f"{folder}/{name}")]) for name in names}
+        paths = {name: self.path(f"{folder}/{name}") for name in names}
+        contents = tried(self._cat, list(paths.values()))
+        read = ((name, contents[self._listed(f"{folder}/{name}")]) for name in names)
+        return {name: bytes(content) for name, content in read if content is not None}
 
     def files(self, folder: str) -> dict[str, int]:
         """List the files below a folder, however deep: bytes by path relative to it; none if it does not exist."""
@@ -235,7 +239,7 @@ class Store:
             tried(self._create_remotely, relative, content)
         except FileExistsError:
             # A write may have happened though it was answered with an error; the next try then meets what it wrote.
-            if self.read(relative) != content:
+            if self._is_other(relative, content):
                 raise
 
     def replace(self, relative: str, content: bytes) -> None:
@@ -269,6 +273,25 @@ class Store:
         tried(self.filesystem.get_file, self.path(relative), str(copy))
         return copy
 
+    def _cat(self, paths: list[str]) -> dict[str, bytes | None]:
+        """Read files; None for those that are gone since they were listed."""
+        contents = self.filesystem.cat(paths, on_error="return")
+        if not isinstance(contents, dict):  # some filesystems unwrap a list of one
+            contents = {self.filesystem._strip_protocol(paths[0]): contents}
+        for content in contents.values():
+            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                raise content
+        return {path: None if isinstance(content, Exception) else content for path, content in contents.items()}
+
+    def remove_many(self, paths: Iterable[str]) -> None:
+        """Remove files, many at a time where they are far away."""
+        if self.is_local:
+            for path in paths:
+                self.remove(path)
+            return
+        with ThreadPoolExecutor(REMOVE_THREADS) as pool:
+            list(pool.map(self.remove, paths))
+
     def remove(self, relative: str) -> None:
         """Remove a file; one that is gone already is no error. Empty folders above it go too, on disks."""
         path = self.path(relative)
@@ -298,6 +321,12 @@ class Store:
                 f"store {self.url}: has no conditional writes, so that two runs at once would not see each other; "
                 "wanted another store, or --single_writer where there never are two"
             )
+
+    def _is_other(self, relative: str, content: bytes) -> bool:
+        try:
+            return self.read(relative) != content
+        except FileNotFoundError:  # gone again; it was not ours
+            return True
 
     def _refuses(self, existing: str) -> bool:
         """Tell whether a file that is there cannot be created."""
@@ -345,6 +374,15 @@ class Store:
         finally:
             temporary.unlink(missing_ok=True)
         _fsync_folder(path.parent)
+
+
+def _read_all(folder: str, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Read files that were listed; those that are gone since have no content."""
+    for name in names:
+        try:
+            yield name, Path(f"{folder}/{name}").read_bytes()
+        except FileNotFoundError:
+            continue
 
 
 def _walk_locally(root: str, depth: int | None, *, follow: bool) -> dict[str, dict[str, Any]]:  # as fsspec's find

@@ -39,6 +39,7 @@ SHARDS, GROUP_ROWS = 3, 25
 VICTIMS = ("driver", "worker", "raylet")
 WORKERS = ("MapBatches(", "ReadUnitSource")  # as Ray titles the processes that do our work
 TRIES, TRY_S = 5, 240.0
+TICK_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Death:
 
     number: int
     victim: str
-    after_s: float
+    after_s: float  # that it was killed, from the start
     was_running: bool  # when it was killed
     exits: list[int]  # of the first command and of those that resumed it
     units_before: int  # that were committed when the first command had ended
@@ -65,6 +66,18 @@ class World:
     out: Path
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: after some seconds, or after some commits."""
+
+    after_s: float
+    after_units: int | None = None
+
+    def has_come(self, seconds: float, units: int) -> bool:
+        """Tell whether it has."""
+        return seconds >= self.after_s if self.after_units is None else units >= self.after_units
+
+
 def soak(config: SoakConfig) -> list[Death]:
     """Kill and resume, and compare ids; write soak.json.
 
@@ -74,14 +87,15 @@ def soak(config: SoakConfig) -> list[Death]:
     out = Path(config.out).absolute()
     shutil.rmtree(out / "soak", ignore_errors=True)
     keys = _write_corpus(out / "soak" / "corpus", config)
-    rng = random.Random(config.seed)
+    rng, units = random.Random(config.seed), config.rows // GROUP_ROWS
     deaths: list[Death] = []
     with _cluster() as (cluster, nodes):
         world = World(cluster, nodes, keys, out)
-        usual_s = min(_one(world, number, "nobody", 0.0).seconds for number in (-1, 0))  # the first warms up
+        usual_s = min(_one(world, number, "nobody", Moment(0.0)).seconds for number in (-1, 0))  # the first warms up
         for number in range(1, config.runs + 1):
-            victim, after_s = VICTIMS[number % len(VICTIMS)], rng.uniform(0.1, 0.9) * usual_s
-            deaths.append(_one(world, number, victim, after_s))
+            # By turns after a while, and after some commits: those come close together at the end of a small run.
+            moment = Moment(rng.uniform(0.1, 0.9) * usual_s, rng.randint(1, units - 1) if number % 2 else None)
+            deaths.append(_one(world, number, VICTIMS[number % len(VICTIMS)], moment))
             (out / "soak.json").write_text(json.dumps([asdict(death) for death in deaths], indent=1) + "\n")
     _print(deaths)
     if wrong := [death.number for death in deaths if not death.is_exact]:
@@ -89,16 +103,17 @@ def soak(config: SoakConfig) -> list[Death]:
     return deaths
 
 
-def _one(world: World, number: int, victim: str, after_s: float) -> Death:
+def _one(world: World, number: int, victim: str, moment: Moment) -> Death:
     """Start a run, kill the victim, give the same command until it ends with 0, and compare ids."""
     began = time.monotonic()
     place = world.out / "soak" / f"store-{number}"
     job = _start(world, place)
-    time.sleep(after_s)
-    was_running = job.poll() is None
+    while job.poll() is None and not moment.has_come(time.monotonic() - began, len(_receipts(place))):
+        time.sleep(TICK_S)
+    after_s, was_running = time.monotonic() - began, job.poll() is None
     _kill(victim, job, world)
     exits = [_wait(job)]
-    units = len(read_receipts(Store(str(place)), table_folder(TABLE)))
+    units = len(_receipts(place))
     while exits[-1] != 0 and len(exits) < TRIES:
         exits.append(_wait(_start(world, place)))
     is_exact = (
@@ -133,7 +148,8 @@ def _start(world: World, place: Path) -> subprocess.Popen[bytes]:
         "--source.path",
         str(world.out / "soak" / "corpus"),
     ]
-    command += ["--source.key_column", "key", "--encode.batch_size", "4", "--encode.threads", "1"]
+    # One encoder on the node: importing torch is most of what a run takes.
+    command += ["--source.key_column", "key", "--encode.batch_size", "4", "--encode.threads", "4"]
     with (world.out / "soak" / f"{place.name}.log").open("ab") as log:
         return subprocess.Popen(
             command, env={**os.environ, "RAY_ADDRESS": world.cluster.address}, stdout=log, stderr=log
@@ -198,6 +214,10 @@ def _write_corpus(folder: Path, config: SoakConfig) -> list[str]:
         mine = rows[number * len(rows) // SHARDS : (number + 1) * len(rows) // SHARDS]
         pq.write_table(pa.Table.from_pylist(mine), folder / f"{number}.parquet", row_group_size=GROUP_ROWS)
     return sorted(row["key"] for row in rows)
+
+
+def _receipts(place: Path) -> list[Path]:
+    return list((place / table_folder(TABLE) / "receipts").glob("*.json"))
 
 
 def _ids(place: Path) -> list[str]:

@@ -160,4 +160,5 @@ def _memory_bytes(record: TableRecord, pools: Pools) -> int:
     """Bound what blocks and decoders take, if every decoder had a picture of the largest size allowed."""
     limits = record.preprocess.limits
     picture_bytes = BYTES_PER_PIXEL * limits.max_image_pixels + 2 * limits.max_image_bytes
-    return pools.in_flight_bytes + pools.preprocessors * picture_bytes
+    nodes = len([node for node in ray.nodes() if node["Alive"]])
+    return (pools.in_flight_bytes + pools.preprocessors * picture_bytes) // nodes

@@ -1,12 +1,13 @@
 """Which rows have a key that an earlier row has: 64-bit hashes find suspects, the keys themselves convict them.
 
-In: a source's config, its shards, and what earlier runs committed. Out: row numbers of each shard, or an error that
-names both places. Keys are equal if their texts are. Takes some 25 bytes a row, and for every suspect its key as Arrow
-and some 50 bytes. Knows nothing of images.
+In: a source's config, its shards, what earlier runs committed, and rows that the table has from elsewhere. Out: row
+numbers of each shard, or an error that names both places. Keys are equal if their texts are. Takes some 25 bytes a row,
+and for every suspect its key as Arrow and some 50 bytes. Knows nothing of images.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.config import SourceConfig
 from pipeline.embedding.plan import Shard
 from pipeline.errors import InputError
+from pipeline.stopping import alive
 from pipeline.store import STORE_ERRORS, open_parquet
 from pipeline.table import Unit
 
@@ -26,20 +28,32 @@ BATCH_ROWS = 1 << 16  # keys that are Python objects at a time, in each thread
 PART_ROWS = 1 << 24  # rows compared at a time: some 50 bytes each, and the dictionary of their keys
 
 
+@dataclass(frozen=True)
+class KeyFile:
+    """A Parquet file with a key for every row: a shard, or a file of the table."""
+
+    url: str
+    rows: int
+    column: str
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What earlier runs committed of a source's shards, and beside them."""
+
+    units: tuple[Unit, ...] = ()
+    rejected: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)  # by shard, of these: for their key
+    reopened: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)  # by shard, of these: to be tried again
+    elsewhere: tuple[KeyFile, ...] = ()  # files of the table whose rows are of no present shard
+
+
 def duplicate_rows(
-    source: SourceConfig,
-    shards: tuple[Shard, ...],
-    committed: Iterable[Unit],
-    rejected: Mapping[str, NDArray[np.int64]],
+    source: SourceConfig, shards: tuple[Shard, ...], committed: Committed
 ) -> dict[str, NDArray[np.int64]]:
     """Find the rows whose key an earlier row has: for every shard that has any, their ascending row numbers.
 
-    Rows of committed units come before all others, then the order is that of the shards and of their rows.
-
-    Args:
-        committed: units of these shards that have a receipt; their rows are never among those found.
-        rejected: by shard, rows of committed units that were rejected for their key; they count for nothing, since the
-            row that they gave way to may not have been committed.
+    Rows that are committed come before all others, then the order is that of the shards and of their rows. Rows that
+    were rejected for their key count for nothing, since the row that they gave way to may not have been committed.
 
     Raises:
         InputError: a null key, a shard that cannot be read or is not as it was listed, or two rows of one key where
@@ -47,65 +61,67 @@ def duplicate_rows(
     """
     if source.key_column is None:
         return {}
-    hashes = _hash_shards(source, shards)
-    suspects, is_pending = _suspects(shards, hashes, committed, rejected)
+    files = (*(KeyFile(shard.url, shard.rows, source.key_column) for shard in shards), *committed.elsewhere)
+    hashes = _hash_files(source, files)
+    suspects, is_pending = _suspects(files, hashes, committed)
     hashes = hashes[suspects]
-    keys = _read_suspects(source, shards, suspects)
+    keys = _read_suspects(source, files, suspects)
     repeats = _repeats(keys, hashes, is_pending)
     if repeats.size and source.duplicate_keys == "error":
         again = int(repeats[0])
         before = _first_equal(keys, is_pending, again)
         raise InputError(
             f"source {source.name}: key_column {source.key_column!r}: {keys[again].as_py()!r} is at "
-            f"{_place(shards, suspects[before])} and again at {_place(shards, suspects[again])}; {repeats.size} rows "
+            f"{_place(files, suspects[before])} and again at {_place(files, suspects[again])}; {repeats.size} rows "
             'in all have the key of an earlier row; wanted unique keys, or source.duplicate_keys = "first" to reject '
             "all but the first"
         )
-    return {shard.url: rows for shard, rows in _by_shard(shards, suspects[repeats])}
+    return {shard.url: rows for shard, rows in _by_file(files, suspects[repeats])}
 
 
-def _hash_shards(source: SourceConfig, shards: tuple[Shard, ...]) -> NDArray[np.uint64]:
+def _hash_files(source: SourceConfig, files: tuple[KeyFile, ...]) -> NDArray[np.uint64]:
     """Hash the keys of all rows."""
-    starts = _starts(shards)
+    starts = _starts(files)
     hashes = np.empty(starts[-1], np.uint64)
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        list(pool.map(partial(_hash_shard, source), shards, np.split(hashes, starts[1:-1])))
+        list(pool.map(partial(_hash_file, source), files, np.split(hashes, starts[1:-1])))
     return hashes
 
 
-def _hash_shard(source: SourceConfig, shard: Shard, hashes: NDArray[np.uint64]) -> None:
+def _hash_file(source: SourceConfig, file: KeyFile, hashes: NDArray[np.uint64]) -> None:
     """Fill the hashes of one shard's rows."""
     nulls = [np.empty(0, np.int64)]
-    for first_row, keys in _read_keys(source, shard):
+    for first_row, keys in _read_keys(source, file):
         hashes[first_row : first_row + len(keys)] = _hash(keys)
         if keys.null_count:
             nulls.append(first_row + np.flatnonzero(keys.is_null()))
     rows = np.concatenate(nulls)
     if rows.size:
         raise InputError(
-            f"source {source.name}: key_column {source.key_column!r}: {rows.size} nulls in {shard.url}, the first at "
+            f"source {source.name}: key_column {file.column!r}: {rows.size} nulls in {file.url}, the first at "
             f"row {rows[0]}; wanted none"
         )
 
 
-def _read_keys(source: SourceConfig, shard: Shard) -> Iterator[tuple[int, pa.Array]]:
+def _read_keys(source: SourceConfig, file: KeyFile) -> Iterator[tuple[int, pa.Array]]:
     """Yield batches of keys as text, each with the row number of its first."""
     row = 0
     try:
-        with open_parquet(shard.url) as file:
-            if file.metadata.num_rows != shard.rows:
+        with open_parquet(file.url) as opened:
+            if opened.metadata.num_rows != file.rows:
                 raise InputError(
-                    f"source {source.name}: shard {shard.url} has {file.metadata.num_rows} rows; wanted {shard.rows}, "
+                    f"source {source.name}: {file.url} has {opened.metadata.num_rows} rows; wanted {file.rows}, "
                     "as when it was listed"
                 )
-            for batch in file.iter_batches(BATCH_ROWS, columns=[source.key_column]):
+            for batch in opened.iter_batches(BATCH_ROWS, columns=[file.column]):
+                alive()
                 keys = batch.column(0).cast(pa.string())
                 keys.validate(full=True)  # Parquet's text may be any bytes
                 yield row, keys
                 row += len(keys)
     except (pa.ArrowException, *STORE_ERRORS) as error:
         raise InputError(
-            f"source {source.name}: key_column {source.key_column!r} of {shard.url} cannot be read as text: {error}"
+            f"source {source.name}: key_column {file.column!r} of {file.url} cannot be read as text: {error}"
         ) from error
 
 
@@ -116,19 +132,22 @@ def _hash(keys: pa.Array) -> NDArray[np.uint64]:
 
 
 def _suspects(
-    shards: tuple[Shard, ...],
+    files: tuple[KeyFile, ...],
     hashes: NDArray[np.uint64],
-    committed: Iterable[Unit],
-    rejected: Mapping[str, NDArray[np.int64]],
+    committed: Committed,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Give the positions whose hash another has too, ascending, and whether their rows are still to be embedded."""
     is_suspect, is_pending = _shared(hashes), np.ones(hashes.size, np.bool_)
-    start = dict(zip((shard.url for shard in shards), _starts(shards), strict=False))
-    for url, rows in rejected.items():
-        is_suspect[start[url] + rows] = False
-    for unit in committed:
+    start = dict(zip((file.url for file in files), _starts(files), strict=False))
+    for unit in committed.units:
         first = start[unit.shard] + unit.first_row
         is_pending[first : first + unit.rows] = False
+    for file in committed.elsewhere:
+        is_pending[start[file.url] : start[file.url] + file.rows] = False
+    for url, rows in committed.rejected.items():
+        is_suspect[start[url] + rows] = False
+    for url, rows in committed.reopened.items():
+        is_pending[start[url] + rows] = True
     suspects = np.flatnonzero(is_suspect)
     return suspects, is_pending[suspects]
 
@@ -148,17 +167,17 @@ def _parts(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
         yield np.flatnonzero(hashes & np.uint64(parts - 1) == part)
 
 
-def _read_suspects(source: SourceConfig, shards: tuple[Shard, ...], suspects: NDArray[np.int64]) -> pa.ChunkedArray:
+def _read_suspects(source: SourceConfig, files: tuple[KeyFile, ...], suspects: NDArray[np.int64]) -> pa.ChunkedArray:
     """Read the keys at these positions, in their order."""
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        read = pool.map(lambda part: _read_rows(source, *part), _by_shard(shards, suspects))
+        read = pool.map(lambda part: _read_rows(source, *part), _by_file(files, suspects))
         return pa.chunked_array([chunk for chunks in read for chunk in chunks], pa.string())
 
 
-def _read_rows(source: SourceConfig, shard: Shard, rows: NDArray[np.int64]) -> list[pa.Array]:
+def _read_rows(source: SourceConfig, file: KeyFile, rows: NDArray[np.int64]) -> list[pa.Array]:
     """Read the keys of these rows of a shard."""
     chunks = []
-    for first_row, keys in _read_keys(source, shard):
+    for first_row, keys in _read_keys(source, file):
         first, end = np.searchsorted(rows, [first_row, first_row + len(keys)])
         chunks.append(keys.take(pa.array(rows[first:end] - first_row)))
     return chunks
@@ -193,20 +212,20 @@ def _first_equal(keys: pa.ChunkedArray, is_pending: NDArray[np.bool_], number: i
     return int(same[np.argmin(is_pending[same])])
 
 
-def _place(shards: tuple[Shard, ...], position: np.int64) -> str:
-    ((shard, rows),) = _by_shard(shards, position.reshape(1))
-    return f"row {rows[0]} of {shard.url}"
+def _place(files: tuple[KeyFile, ...], position: np.int64) -> str:
+    ((file, rows),) = _by_file(files, position.reshape(1))
+    return f"row {rows[0]} of {file.url}"
 
 
-def _by_shard(shards: tuple[Shard, ...], positions: NDArray[np.int64]) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
+def _by_file(files: tuple[KeyFile, ...], positions: NDArray[np.int64]) -> Iterator[tuple[KeyFile, NDArray[np.int64]]]:
     """Turn ascending positions into row numbers of the shards that have any of them."""
-    starts = _starts(shards)
+    starts = _starts(files)
     split = np.split(positions, np.searchsorted(positions, starts[1:-1]))
-    for shard, start, mine in zip(shards, starts, split, strict=False):  # one start more than shards
+    for file, start, mine in zip(files, starts, split, strict=False):  # one start more than files
         if mine.size:
-            yield shard, mine - start
+            yield file, mine - start
 
 
-def _starts(shards: tuple[Shard, ...]) -> NDArray[np.int64]:
+def _starts(files: tuple[KeyFile, ...]) -> NDArray[np.int64]:
     """Give the position of every shard's first row, that is its place among the rows of all shards, and the end."""
-    return np.cumsum([0, *(shard.rows for shard in shards)])
+    return np.cumsum([0, *(file.rows for file in files)])

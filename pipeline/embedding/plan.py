@@ -22,6 +22,7 @@ from fsspec.utils import glob_translate
 from pipeline import schema
 from pipeline.config import SourceConfig
 from pipeline.errors import InputError
+from pipeline.stopping import alive
 from pipeline.store import (
     STORE_ERRORS,
     column_bytes,
@@ -245,6 +246,7 @@ def _sha256(url: str) -> str:
     with filesystem.open(path, "rb", block_size=HASH_BYTES, cache_type="readahead") as file:
         while content := file.read(HASH_BYTES):
             digest.update(content)
+            alive()
     return digest.hexdigest()
 
 

@@ -9,17 +9,19 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.errors import IncompleteError
 from pipeline.lease import Lease
 from pipeline.seal import seal
+from pipeline.stopping import alive
 from pipeline.store import TEMPORARY_SUFFIX, Store
 from pipeline.table import File, Receipt, Unit, parse_receipt, read_receipts, receipt_path
 
 logger = logging.getLogger(__name__)
 
+AT_ONCE = 1000  # files that go between two looks at the lease
 KINDS = ("data", "rejects", "receipts")  # the folders of a table
 
 
@@ -36,6 +38,11 @@ class Ledger:
         self.again: set[str] = set()  # units to be written anew though they have a receipt
         self.unreadable: dict[str, str] = {}  # units that could not be read in this run, and why
         self.rows_done = self.rows_reused = self.bytes_written = 0  # in this run
+        # Receipts of the first format do not name the state that they are of. Those of planned units are of this one.
+        self._stateless: dict[str, list[str]] = {}
+        for receipt in self.receipts.values():
+            if receipt.state is None and receipt.unit in self.units:
+                self._stateless.setdefault(receipt.shard, []).append(receipt.unit)
         self._parts: dict[str, list[dict[str, Any]]] = {}  # rows of schema.PART_SCHEMA
         self._mark = time.monotonic()
         self._first: float | None = None  # when rows came first in this run, and last
@@ -44,8 +51,9 @@ class Ledger:
 
     @property
     def pending(self) -> list[Unit]:
-        """The planned units without a receipt, or to be written again, in the order of the plan."""
-        return [unit for unit in self.units.values() if unit.id not in self.receipts or unit.id in self.again]
+        """The planned units without a receipt, then those to be written again, in the order of the plan."""
+        first = [unit for unit in self.units.values() if unit.id not in self.receipts]
+        return first + [unit for unit in self.units.values() if unit.id in self.again]
 
     @property
     def images_per_s(self) -> float:
@@ -70,6 +78,7 @@ class Ledger:
             self.unreadable[unit.id] = part["unreadable"]
             logger.warning("unit=%s unreadable=%s", unit.id, part["unreadable"])
             return
+        alive()
         self._count(part["rows"])
         self.rows_reused += part["reused"]
         self.bytes_written += sum(file["bytes"] for kind in ("data", "rejects") for file in part[kind])
@@ -92,36 +101,47 @@ class Ledger:
 
     def retire(self, receipt: Receipt) -> None:
         """Withdraw a receipt; its files are then unnamed."""
-        self.lease.confirm()
-        self.store.remove(receipt_path(self.folder, receipt.unit))
-        del self.receipts[receipt.unit]
+        self.retire_all([receipt])
 
-    def remove_unnamed_files(self) -> int:
-        """Remove what attempts that died left behind, which no receipt names: how many files.
+    def retire_all(self, receipts: list[Receipt]) -> None:
+        """Withdraw receipts; their files are then unnamed."""
+        for start in range(0, len(receipts), AT_ONCE):
+            some = receipts[start : start + AT_ONCE]
+            self.lease.confirm()
+            self.store.remove_many(receipt_path(self.folder, receipt.unit) for receipt in some)
+            for receipt in some:
+                del self.receipts[receipt.unit]
+
+    def check_files(self) -> None:
+        """Look whether every file is there that a receipt names.
 
         Raises:
-            IncompleteError: a file that a receipt names is gone; the receipt goes too, so that its unit is pending.
+            IncompleteError: one is not; its receipt is withdrawn, so that its unit is pending.
         """
-        found = table_files(self.store, self.folder)
-        if not unnamed(found, self.receipts.values()) and not incomplete(found, self.receipts.values()):
-            return 0
-        self.lease.confirm()
-        self.receipts = read_receipts(self.store, self.folder)  # as they are, not as this run remembers them
-        found = table_files(self.store, self.folder)
-        lost = incomplete(found, self.receipts.values())
-        for receipt in lost:
-            self.retire(receipt)
-        extra = unnamed(found, self.receipts.values())
-        for path in extra:
-            self.lease.check()
-            self.store.remove(f"{self.folder}/{path}")
-        logger.info("table=%s unnamed_files_removed=%d", self.folder, len(extra))
+        lost = incomplete(table_files(self.store, self.folder), self.receipts.values())
+        self.retire_all(lost)
         if lost:
             raise IncompleteError(
                 f"{self.folder}: files of {len(lost)} units were missing, as of {lost[0].unit}; run the same command "
                 "again to embed them once more"
             )
+
+    def remove_unnamed_files(self) -> int:
+        """Remove what attempts that died left behind, which no receipt names: how many files."""
+        if not unnamed(table_files(self.store, self.folder), self.receipts.values()):
+            return 0
+        self.lease.confirm()
+        self.receipts = read_receipts(self.store, self.folder)  # as they are, not as this run remembers them
+        extra = list(unnamed(table_files(self.store, self.folder), self.receipts.values()))
+        for start in range(0, len(extra), AT_ONCE):
+            self.lease.check()
+            self.store.remove_many(f"{self.folder}/{path}" for path in extra[start : start + AT_ONCE])
+        logger.info("table=%s unnamed_files_removed=%d", self.folder, len(extra))
         return len(extra)
+
+    def _replace(self, receipt: Receipt) -> None:
+        self.store.replace(receipt_path(self.folder, receipt.unit), seal(asdict(receipt)))
+        self.receipts[receipt.unit] = receipt
 
     def _check_fence(self, receipt: Receipt) -> None:
         """Take a receipt back that was written too late: whoever took over may have removed its files before.
@@ -169,10 +189,18 @@ class Ledger:
         )
         _check_counts(receipt)
         self.lease.check()
+        for name in self._stateless.pop(unit.shard, ()):  # or they would seem to be of another state than this unit
+            self._replace(replace(self.receipts[name], state=unit.state, shard_rows=unit.shard_rows))
         path = receipt_path(self.folder, unit.id)
         if unit.id in self.again:
-            self.store.replace(path, seal(asdict(receipt)))
             self.again.remove(unit.id)
+            before = self.receipts[unit.id]
+            if receipt.embedded < before.embedded:  # as where a server has lost images since
+                logger.warning(
+                    "unit=%s stays as it was: %d rows then, %d now", unit.id, before.embedded, receipt.embedded
+                )
+                return
+            self._replace(receipt)
         else:
             try:
                 self.store.create(path, seal(asdict(receipt)))

@@ -19,7 +19,8 @@ from pipeline.table import File, read_checked
 
 logger = logging.getLogger(__name__)
 
-FILES_IN_MEMORY = 4  # of vectors: rewritten shards mostly keep their order
+FILES_IN_MEMORY = 8  # of vectors: rewritten shards mostly keep their order
+SHARDS_IN_MEMORY = 8  # of hashes: as many as are read at a time, about
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Reuse:
         self.spec = spec
         self.store = Store(spec.store)
         self.elders = elders
-        self._places: dict[str, dict[str, tuple[int, int]]] = {}  # by shard: hash -> number of the elder, rank in it
+        # By shard, the last used last: hash -> number of the elder, rank in it.
+        self._places: dict[str, dict[str, tuple[int, int]]] = {}
         self._vectors: dict[str, pa.Table] = {}  # by path, the last used last
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -73,7 +75,9 @@ class Reuse:
         if digest is None or shard not in self.elders:
             return None, None
         if shard not in self._places:
-            self._places = {shard: self._places_in(self.elders[shard])}  # of one shard at a time
+            while len(self._places) >= SHARDS_IN_MEMORY:
+                del self._places[next(iter(self._places))]
+            self._places[shard] = self._places_in(self.elders[shard])
         place = self._places[shard].get(digest)
         if place is None:
             return None, None
@@ -84,7 +88,9 @@ class Reuse:
             logger.warning("file=%s/%s not used again: %s", self.spec.folder, elder.file.path, error)
             self._places[shard] = {one: at for one, at in self._places[shard].items() if at[0] != place[0]}
             return None, None
-        return vector.to_numpy().tobytes(), " or ".join(elder.encoders)
+        return vector.to_numpy().tobytes(), " or ".join(
+            sorted({part for one in elder.encoders for part in one.split(" or ")})
+        )
 
     def _places_in(self, elders: tuple[Elder, ...]) -> dict[str, tuple[int, int]]:
         places: dict[str, tuple[int, int]] = {}

@@ -22,21 +22,30 @@ from ray.data import DataContext
 from pipeline import compute, schema
 from pipeline.config import EmbedConfig
 from pipeline.embedding.dataflow import dataflow, pools_for, read_spec, steps_for
-from pipeline.embedding.keys import duplicate_rows
+from pipeline.embedding.keys import Committed, KeyFile, duplicate_rows
 from pipeline.embedding.plan import Survey, cut, survey
 from pipeline.embedding.read import UnitSource
 from pipeline.embedding.receipts import Ledger
 from pipeline.embedding.record import agreed, new_record, space_of
 from pipeline.embedding.reuse import Elder
 from pipeline.embedding.shards import read_shards, write_shards
-from pipeline.errors import IncompleteError
+from pipeline.errors import IncompleteError, InputError
 from pipeline.lease import Lease
 from pipeline.metrics import Metrics
 from pipeline.progress import Meter
-from pipeline.runs import Run, new_run, run_folder, write_run
+from pipeline.runs import Run, brief, earlier_runs, new_run, run_folder, write_run
 from pipeline.schema import Reason
 from pipeline.store import Store
-from pipeline.table import TableRecord, Unit, read_checked, read_record, table_folder, write_record
+from pipeline.table import (
+    Receipt,
+    TableRecord,
+    Unit,
+    live_receipts,
+    read_checked,
+    read_record,
+    table_folder,
+    write_record,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +130,9 @@ def embed(
             job = Job(config, store, table, record, found, ledger, run)
             skipped = len(units) - len(ledger.pending)
             _note_source(job)
+            if stored is None and ledger.receipts:
+                raise InputError(f"table {table}: has receipts but no table.json, which says what its rows are of")
+            _check_removed(job)
             ledger.again = _again(job, again)
             pending = _first_rows(ledger.pending, config.max_rows)
             logger.info(
@@ -131,17 +143,23 @@ def embed(
         run.source["snapshot"] = write_shards(
             store, table_folder(table), config.source, found, known, run_folder(run.id)
         )
+        run.history = [brief(other) for other in earlier_runs(store, table)]
         write_run(store, run)
-        if pending:
-            with run.stage("embed"):
-                _embed_units(job, pending, left_out, is_new=stored is None)
-        report = _report(job, skipped, time.monotonic() - started)
+        try:
+            if pending:
+                with run.stage("embed"):
+                    _embed_units(job, pending, left_out, is_new=stored is None)
+        finally:
+            report = _report(job, skipped, time.monotonic() - started)
         _check_counts(report, job)
+        ledger.check_files()
         _withdraw(job)
-        if then is not None:
-            then(table)
-        with run.stage("clear"):
-            ledger.remove_unnamed_files()
+        try:
+            if then is not None:
+                then(table)
+        finally:  # an index that is refused keeps no row in the table
+            with run.stage("clear"):
+                ledger.remove_unnamed_files()
     _check_complete(job)
     return report
 
@@ -204,29 +222,62 @@ def _again(job: Job, reasons: Collection[Reason]) -> set[str]:
     A row that was left out because an earlier one had its key is wanted after all when that one's shard has changed.
     """
     ledger, wanted = job.ledger, set(reasons)
-    if job.config.source.key_column is not None and (job.run.source["rewritten"] or _to_remove(job)):
+    is_removed = _removes(job) and bool(ledger.removed(job.found.unreadable))
+    if job.config.source.key_column is not None and (job.run.source["rewritten"] or is_removed):
         wanted.add(Reason.DUPLICATE_KEY)
     receipts = (ledger.receipts[unit] for unit in ledger.units if unit in ledger.receipts)
     return {receipt.unit for receipt in receipts if wanted & receipt.reasons.keys()}
 
 
-def _to_remove(job: Job) -> bool:
-    return job.config.source.removed_shards == "remove" and bool(job.ledger.removed(job.found.unreadable))
+def _removes(job: Job) -> bool:
+    return job.config.source.removed_shards == "remove"
+
+
+def _check_removed(job: Job) -> None:
+    """Refuse a source that has lost so much that it is more likely to be listed wrongly."""
+    known = {receipt.shard for receipt in job.ledger.receipts.values()}
+    gone, limit = job.run.source["removed"], job.config.source.max_removed_fraction
+    if _removes(job) and gone > limit * len(known):
+        raise InputError(
+            f"source {job.config.source.name}: {gone} of {len(known)} shards that the table has are not there any "
+            f"more, more than source.max_removed_fraction {limit}; their rows would be removed"
+        )
 
 
 def _left_out(job: Job) -> dict[str, NDArray[np.int64]]:
     """Find the rows whose key an earlier row has, where what earlier runs committed is the earliest."""
+    if job.config.source.key_column is None:
+        return {}
     ledger = job.ledger
-    pending = {unit.id for unit in ledger.pending}
-    committed = [unit for unit in ledger.units.values() if unit.id not in pending]
-    before: dict[str, list[pa.ChunkedArray]] = {}
-    for receipt in (ledger.receipts[unit.id] for unit in committed):
-        for file in receipt.rejects if Reason.DUPLICATE_KEY in receipt.reasons else ():
+    receipts = [ledger.receipts[unit] for unit in ledger.units if unit in ledger.receipts]
+    once = [receipt for receipt in receipts if receipt.unit not in ledger.again]
+    twice = [receipt for receipt in receipts if receipt.unit in ledger.again]
+    present = ledger.shards
+    others = [r for r in live_receipts(ledger.receipts.values()).values() if r.shard not in present]
+    if _removes(job):
+        others = [receipt for receipt in others if receipt.shard in job.found.unreadable]
+    committed = Committed(
+        units=tuple(ledger.units[receipt.unit] for receipt in receipts),
+        rejected=_rejected_rows(job, once, {Reason.DUPLICATE_KEY}),
+        reopened=_rejected_rows(job, twice, set(Reason)),
+        elsewhere=tuple(
+            KeyFile(f"{job.store.url}/{job.folder}/{file.path}", file.rows, schema.ROW_ID)
+            for receipt in others
+            for file in receipt.data
+        ),
+    )
+    return duplicate_rows(job.config.source, job.found.shards, committed)
+
+
+def _rejected_rows(job: Job, receipts: list[Receipt], reasons: set[Reason]) -> dict[str, NDArray[np.int64]]:
+    """Read which rows were rejected for these reasons, by shard."""
+    found: dict[str, list[pa.ChunkedArray]] = {}
+    for receipt in receipts:
+        for file in receipt.rejects if reasons & receipt.reasons.keys() else ():
             rejects = read_checked(job.store, job.folder, file)
-            rows = rejects.filter(pc.equal(rejects[schema.REJECT_REASON], Reason.DUPLICATE_KEY))
-            before.setdefault(receipt.shard, []).append(rows[schema.REJECT_ROW])
-    rejected = {shard: np.concatenate(rows) for shard, rows in before.items()}
-    return duplicate_rows(job.config.source, job.found.shards, committed, rejected)
+            rows = rejects.filter(pc.is_in(rejects[schema.REJECT_REASON], pa.array(sorted(reasons), pa.string())))
+            found.setdefault(receipt.shard, []).append(rows[schema.REJECT_ROW])
+    return {shard: np.concatenate(rows) for shard, rows in found.items()}
 
 
 def _elders(job: Job, pending: list[Unit]) -> dict[str, tuple[Elder, ...]]:
@@ -242,11 +293,12 @@ def _elders(job: Job, pending: list[Unit]) -> dict[str, tuple[Elder, ...]]:
 def _withdraw(job: Job) -> None:
     """Withdraw receipts of earlier states of shards, and of removed shards where the source says so."""
     ledger = job.ledger
-    old = ledger.replaced()
-    if job.config.source.removed_shards == "remove":
-        old += ledger.removed(job.found.unreadable)
-    for receipt in old:
-        ledger.retire(receipt)
+    duplicates = [r for r in ledger.receipts.values() if Reason.DUPLICATE_KEY in r.reasons]
+    if ledger.again or any(receipt.shard in job.found.unreadable for receipt in duplicates):
+        logger.info("table=%s rows that gave way to others of their key wait; no receipt is withdrawn", job.table)
+        return  # or the next run could not tell that they may be wanted after all
+    old = ledger.replaced() + (ledger.removed(job.found.unreadable) if _removes(job) else [])
+    ledger.retire_all(old)
     if old:
         logger.info("table=%s units_withdrawn=%d", job.table, len(old))
 
@@ -290,6 +342,7 @@ def _report(job: Job, skipped: int, seconds: float) -> Report:
         seconds=round(seconds, 2),
         steady_images_per_s=ledger.images_per_s,
     )
+    job.run.source["unreadable_units"] = dict(ledger.unreadable)
     counts = {"rows_in": report.rows_in, "embedded": report.embedded, "rejected": report.rejected}
     job.run.counts = {**counts, "reasons": report.reasons}
     job.run.now = {

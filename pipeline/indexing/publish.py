@@ -87,6 +87,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def versions(store: Store, table: str) -> list[str]:
+    """Name the versions that are whole, the newest first."""
+    folders = store.folders(index_folder(table))
+    return sorted((name for name in folders if store.exists(f"{index_folder(table)}/{name}/{CARD}")), reverse=True)
+
+
 def unfinished(store: Store, table: str) -> dict[str, int]:
     """List what builds that died left behind, versions without a card and their scratch: bytes by path."""
     found = store.files(index_folder(table))

@@ -77,10 +77,11 @@ def build(config: IndexConfig, run: Run | None = None) -> Card:
     started = time.monotonic()
     store = Store(config.store)
     store.check_writable(single_writer=config.single_writer)
-    plan = _plan(config, store)
-    with Lease(store, publish.index_folder(plan.table)) as lease:
+    table = find_table(store, config.table)
+    with Lease(store, publish.index_folder(table)) as lease:
+        plan = _plan(config, store, table)
         if run is not None:
-            run.table = plan.table
+            run.table = table
             write_run(store, run)
         current = publish.read_current(store, plan.table)
         if current is not None:
@@ -88,7 +89,11 @@ def build(config: IndexConfig, run: Run | None = None) -> Card:
             if card.inputs == plan.inputs:
                 logger.info("index=%s/%s ntotal=%d is current; nothing to do", plan.table, current, card.ntotal)
                 return card
-        publish.remove_unfinished(store, plan.table, lease)
+        publish.remove_unfinished(store, table, lease)
+        if (measured := _same_inputs(plan)) is not None:  # refused before, or not published for a crash
+            lease.confirm()
+            publish.publish(store, measured)
+            return measured
         compute.start_ray()
         with _scratch(store, plan.table) as scratch:
             card = _build_version(plan, lease, scratch, started)
@@ -102,8 +107,13 @@ def build(config: IndexConfig, run: Run | None = None) -> Card:
     return card
 
 
-def _plan(config: IndexConfig, store: Store) -> Build:
-    table = find_table(store, config.table)
+def _same_inputs(plan: Build) -> Card | None:
+    """Find a version that was built from the same."""
+    cards = (publish.read_card(plan.store, plan.table, name) for name in publish.versions(plan.store, plan.table))
+    return next((card for card in cards if card.inputs == plan.inputs), None)
+
+
+def _plan(config: IndexConfig, store: Store, table: str) -> Build:
     record = read_record(store, table)
     spans = vectors.lay_out(live_receipts(read_receipts(store, table_folder(table)).values()))
     if record is None or not spans:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import schema
+from pipeline.stopping import alive
 from pipeline.store import Store
 from pipeline.table import Receipt, read_checked
 
@@ -59,6 +60,7 @@ def stream(store: Store, folder: str, spans: list[Span]) -> Iterator[tuple[int, 
         base = span.base
         for file in span.receipt.data:
             rows = read_checked(store, folder, file)
+            alive()
             yield base, matrix(rows[schema.VECTOR]), rows[schema.ROW_ID]
             base += rows.num_rows
 

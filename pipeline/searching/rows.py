@@ -43,7 +43,13 @@ class Rows:
             return _partition_values(file.path)
         path = self.store.path(f"{table_folder(self.index.card.table)}/{file.path}")
         try:
-            rows = pq.read_table(path, columns=columns, filesystem=self.store.filesystem, partitioning=None)
+            rows = pq.read_table(
+                path,
+                columns=columns,
+                filesystem=self.store.filesystem,
+                partitioning=None,
+                page_checksum_verification=True,
+            )
         except FileNotFoundError:
             return {}
         return {**_partition_values(file.path), **rows.slice(rank, 1).to_pylist()[0]}
@@ -62,7 +68,7 @@ class Rows:
                     found = batch.filter(pc.equal(batch[schema.ROW_ID], row_id))
                     if found.num_rows:
                         return self._image(found)
-        except (UnreadableError, *READ_ERRORS):
+        except (UnreadableError, IndexError, *READ_ERRORS):  # the shard may have been rewritten
             return None
         return None
 

@@ -7,6 +7,7 @@ Keys, where there are any, are compared in constant time.
 import base64
 import binascii
 import hmac
+import logging
 import socket
 import threading
 import time
@@ -32,6 +33,8 @@ MAX_K = 1000
 MAX_IMAGE_BYTES = 20 << 20  # of a query; the batch job takes larger ones
 POLL_S = 5.0  # between looks at which version is published
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+logger = logging.getLogger(__name__)
 
 api = FastAPI(title="rayclip", version=pipeline.__version__)
 
@@ -166,7 +169,10 @@ class Endpoint:
         """Take over whatever version is published, for as long as the process lives."""
         while True:
             time.sleep(POLL_S)
-            self.service.refresh()
+            try:
+                self.service.refresh()
+            except Exception:  # whatever it is, the version that answers goes on, and the next look may be better
+                logger.exception("index=%s cannot be taken over", self.service.table)
 
     @api.post("/v1/search")
     def search(self, query: SearchRequest, authorization: Annotated[str | None, Header()] = None) -> SearchReply:

@@ -90,6 +90,7 @@ class Service:
         self.fetch_spec = fetch_spec(
             FetchConfig.model_validate(embedded_with["fetch"]), record.preprocess.limits.max_image_bytes
         )
+        self._refused: str | None = None  # a version that cannot be served
         self._rows = self._open()  # swapped whole; a query takes it once
 
     @property
@@ -107,11 +108,14 @@ class Service:
 
         One that is damaged, of another space, or cannot be read is refused with a warning; what answered before does.
         """
+        published = None
         try:
-            if read_current(self.store, self.table) in (None, self.index.card.version):
+            published = read_current(self.store, self.table)
+            if published in (None, self.index.card.version, self._refused):
                 return False
             self._rows = self._open()
         except (RunError, *STORE_ERRORS) as error:
+            self._refused = published if isinstance(error, RunError) else None  # not read again and again
             logger.warning("index=%s stays at version %s: %s", self.table, self.index.card.version, error)
             return False
         logger.info("index=%s version=%s answers now", self.table, self.index.card.version)

@@ -14,9 +14,10 @@ from pipeline.analysis.report import render
 from pipeline.config import BackfillConfig, EmbedConfig, IndexConfig, WriterConfig
 from pipeline.embedding.run import Report, embed
 from pipeline.errors import IncompleteError, RunError
+from pipeline.indexing.choose import check_mergeable
 from pipeline.indexing.publish import Card
 from pipeline.indexing.run import build
-from pipeline.runs import RUN_FILE, Run, brief, earlier_runs, new_run, recorded, run_folder
+from pipeline.runs import RUN_FILE, Run, new_run, recorded, run_folder
 from pipeline.schema import Reason
 from pipeline.stopping import Stopping
 from pipeline.store import FINAL_ERRORS, STORE_ERRORS, Store
@@ -39,13 +40,17 @@ def backfill(config: BackfillConfig) -> tuple[Report, Card]:
     with _watched("jobs.backfill", config) as run:
 
         def index(table: str) -> None:
-            with run.stage("index"):
-                cards.append(build(index_config(config, table)))
-            run.index = asdict(cards[-1])
-            with run.stage("clear"):
-                remove(store, old_versions(store, table, config.keep_versions))
-                remove(store, old_runs(store, table, config.keep_runs))
+            try:
+                with run.stage("index"):
+                    cards.append(build(index_config(config, table)))
+                run.index = asdict(cards[-1])
+            finally:  # versions that miss their recall pile up too
+                with run.stage("clear"):
+                    remove(store, old_versions(store, table, config.keep_versions))
+                    remove(store, old_runs(store, table, config.keep_runs))
 
+        if config.index.factory is not None:
+            check_mergeable(config.index.factory)  # before hours of embedding, not after
         report = embed(config, run, config.redrive, index)
     return report, cards[-1]
 
@@ -87,14 +92,14 @@ def _watched(job: str, config: WriterConfig) -> Iterator[Run]:
                     f"stage {run.at}: storage failed: {said}; see to it, and the same command goes on"
                 ) from error
     finally:
-        if run.table is not None and store.exists(f"{run_folder(run.id)}/{RUN_FILE}"):
-            _write_report(store, run, is_brief=stopping.has_stopped)
+        _write_report(store, run, is_brief=stopping.has_stopped or not run.now.get("rows"))
 
 
 def _write_report(store: Store, run: Run, *, is_brief: bool) -> None:
-    """Write report.html; a run that was told to stop has no time to look at pictures."""
+    """Write report.html; a run that was told to stop, or had nothing to do, does not look at pictures."""
     try:
-        run.history = [brief(other) for other in earlier_runs(store, str(run.table)) if other.id != run.id]
+        if run.table is None or not store.exists(f"{run_folder(run.id)}/{RUN_FILE}"):
+            return
         findings = Findings() if is_brief else find(store, str(run.table), asdict(run))
         page = render(asdict(run), findings)
         store.replace(f"{run_folder(run.id)}/report.html", page.encode())

@@ -13,6 +13,7 @@ from pipeline.embedding.receipts import table_files, unnamed
 from pipeline.indexing import publish
 from pipeline.lease import Lease
 from pipeline.runs import RUN_FILE, RUNS, Run, run_folder
+from pipeline.schema import Reason
 from pipeline.store import PROBE, Store
 from pipeline.table import find_table, live_receipts, read_receipts, receipt_path, table_folder
 
@@ -49,9 +50,10 @@ def vacuum(config: VacuumConfig) -> list[Waste]:
 
 
 def remove(store: Store, waste: Iterable[Waste]) -> None:
-    """Remove files, in their order."""
-    for file in waste:
-        store.remove(file.path)
+    """Remove files."""
+    gone = list(waste)
+    store.remove_many(file.path for file in gone)
+    for file in gone:
         logger.info("removed=%s bytes=%d why=%s", file.path, file.bytes, file.why)
 
 
@@ -85,6 +87,10 @@ def old_runs(store: Store, table: str, keep: int) -> Iterator[Waste]:
 def _waste(store: Store, table: str, config: VacuumConfig) -> Iterator[Waste]:
     folder, receipts = table_folder(table), read_receipts(store, table_folder(table))
     live = live_receipts(receipts.values())
+    # Where rows gave way to others of their key, a run must see whose state has changed (embedding/run.py, _again).
+    waits = any(Reason.DUPLICATE_KEY in receipt.reasons for receipt in live.values())
+    if waits:
+        live = receipts
     for receipt in receipts.values():
         if receipt.unit not in live:
             yield Waste(receipt_path(folder, receipt.unit), 0, "receipt of an earlier state of its shard")

@@ -6,7 +6,7 @@ everything once; writes nothing. A run that is writing meanwhile shows as extra 
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ from pipeline.config import VerifyConfig
 from pipeline.embedding.receipts import table_files, unnamed
 from pipeline.errors import InputError, RunError
 from pipeline.indexing import publish
-from pipeline.runs import RUN_FILE, RUNS
+from pipeline.runs import RUNS
 from pipeline.seal import unseal
 from pipeline.store import STORE_ERRORS, Store
 from pipeline.table import (
@@ -73,10 +73,11 @@ def verify(config: VerifyConfig) -> Verified:
             faults.append(Fault(f"{folder}/receipts/{name}", "damaged", str(error)))
         else:
             faults += _misplaced(f"{folder}/receipts/{name}", name, receipts[-1])
+    damaged = {fault.path.rpartition("/")[2].removesuffix(".json") for fault in faults if fault.kind == "damaged"}
     faults += [
         Fault(f"{folder}/{path}", "extra", "no receipt names it")
         for path in unnamed(table_files(store, folder), receipts)
-        if not _is_of_damaged_receipt(path, faults)
+        if not _is_of(damaged, path)  # then the receipt is what is wrong, not the file
     ]
     faults += _superseded(folder, receipts)
     record = _record(store, table, faults)
@@ -121,10 +122,9 @@ def _superseded(folder: str, receipts: list[Receipt]) -> Iterator[Fault]:
             yield Fault(path, "extra", f"{receipt.shard} has another state; the next run or vacuum removes this one")
 
 
-def _is_of_damaged_receipt(path: str, faults: Iterable[Fault]) -> bool:
-    """Tell whether a file is of a unit whose receipt cannot be read: then that is what is wrong, not the file."""
-    damaged = {fault.path.rpartition("/")[2].removesuffix(".json") for fault in faults if fault.kind == "damaged"}
-    return any(part == f"{schema.UNIT_FOLDER}={unit}" for unit in damaged for part in path.split("/"))
+def _is_of(units: set[str], path: str) -> bool:
+    """Tell whether a file lies in the folder of one of these units."""
+    return any(part.removeprefix(f"{schema.UNIT_FOLDER}=") in units for part in path.split("/"))
 
 
 def _record(store: Store, table: str, faults: list[Fault]) -> TableRecord | None:
@@ -142,8 +142,10 @@ def _record(store: Store, table: str, faults: list[Fault]) -> TableRecord | None
 def _sealed_faults(store: Store, table: str) -> Iterator[Fault]:
     """Read the other JSON files of a table and the records of its runs."""
     folder = table_folder(table)
+    if not store.exists(f"{folder}/config.json"):
+        yield Fault(f"{folder}/config.json", "missing", "a server needs it to read pictures as they were read")
     paths = [f"{folder}/{name}" for name in ("config.json", "shards.json") if store.exists(f"{folder}/{name}")]
-    paths += [f"{RUNS}/{path}" for path in store.files(RUNS) if path.endswith(RUN_FILE)]
+    paths += [f"{top}/{path}" for top in (RUNS, "sources") for path in store.files(top) if path.endswith(".json")]
     for path in paths:
         try:
             unseal(store.read(path))

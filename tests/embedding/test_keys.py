@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import SourceConfig
 from pipeline.embedding import keys
-from pipeline.embedding.keys import duplicate_rows
+from pipeline.embedding.keys import Committed, KeyFile, duplicate_rows
 from pipeline.embedding.plan import Shard, cut, survey
 from pipeline.errors import InputError
 from pipeline.table import Unit
@@ -38,7 +38,8 @@ def shards_of(folder: Path, *columns: pa.Array | list, group_rows: int = 4) -> t
 
 def found(folder: Path, shards: tuple[Shard, ...], *earlier: object, **fields: object) -> dict[str, list[int]]:
     committed, rejected = earlier or ([], {})
-    rows = duplicate_rows(source(folder, **{"duplicate_keys": "first", **fields}), shards, committed, rejected)
+    known = Committed(units=tuple(committed), rejected=rejected, **fields.pop("beside", {}))
+    rows = duplicate_rows(source(folder, **{"duplicate_keys": "first", **fields}), shards, known)
     assert all(numbers.dtype == np.int64 for numbers in rows.values())
     return {Path(url).name: numbers.tolist() for url, numbers in rows.items()}
 
@@ -186,3 +187,17 @@ def test_a_shard_that_changed_since_it_was_listed_is_refused(tmp_path: Path):
     (tmp_path / "1.parquet").unlink()
     with pytest.raises(InputError, match=r"1\.parquet cannot be read"):
         found(tmp_path, shards[1:])
+
+
+def test_rows_that_are_tried_again_give_way_to_all_that_are_there(tmp_path: Path):
+    shards = shards_of(tmp_path, ["x", "y"], ["y", "x", "z"])
+    unit = Unit("b", shards[1].url, 0, 3, 0, 1)
+    tried = {"beside": {"reopened": {shards[1].url: np.array([1])}}}  # z and y are in the table, x was rejected
+    assert found(tmp_path, shards, [unit], {}, **tried) == {"0.parquet": [1], "1.parquet": [1]}
+
+
+def test_keys_that_the_table_has_from_elsewhere_come_first(tmp_path: Path):
+    shards = shards_of(tmp_path, ["x", "y"], ["z"])
+    pq.write_table(pa.table({"_row_id": ["y", "w"]}), tmp_path / "table.parquet")
+    beside = {"elsewhere": (KeyFile(str(tmp_path / "table.parquet"), 2, "_row_id"),)}
+    assert found(tmp_path, shards, beside=beside) == {"0.parquet": [1]}

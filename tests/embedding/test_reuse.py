@@ -221,7 +221,7 @@ def test_what_two_files_hold_has_the_vector_and_the_encoder_of_one_of_them(elder
 
 def test_a_file_of_several_encoders_names_them_all(elders: Elders):
     step = elders.reuse(a=(elders([image(0)], "gpu bf16", "cpu fp32"),))
-    assert step(batch(of_shard(SHARD, [0])))[schema.ENCODER].to_pylist() == ["gpu bf16 or cpu fp32"]
+    assert step(batch(of_shard(SHARD, [0])))[schema.ENCODER].to_pylist() == ["cpu fp32 or gpu bf16"]
 
 
 def test_of_more_files_than_are_kept_in_memory_every_vector_is_found(elders: Elders, files_read: list[str]):

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import BackfillConfig, SourceConfig, VacuumConfig, VerifyConfig
-from pipeline.errors import IncompleteError, LeaseHeldError
+from pipeline.errors import IncompleteError, InputError, LeaseHeldError
 from pipeline.lease import Lease
 from pipeline.runs import earlier_runs
 from pipeline.serving.service import QueryError, Service
@@ -210,6 +210,37 @@ def test_a_row_takes_the_place_of_an_elder_with_its_key_that_is_gone(tmp_path: P
     (corpus / "a.parquet").unlink()
     report, card = backfill(given)
     assert (report.rows_in, card.ntotal) == (8, 8)
+
+
+def test_a_row_whose_elder_is_gone_is_wanted_even_after_a_run_that_did_not_get_so_far(tmp_path: Path):
+    corpus = tmp_path / "corpus"
+    write_shard(corpus / "a.parquet", 0, [encoded(i) for i in range(8)])
+    write_shard(corpus / "b.parquet", 4, [encoded(100 + i) for i in range(8)])
+    given = config(corpus, source={"duplicate_keys": "first"}, max_reject_fraction=1.0)
+    backfill(given)
+    write_shard(corpus / "a.parquet", 0, [encoded(i) for i in range(4)])
+    with pytest.raises(IncompleteError, match="1 units have no receipt, as b-"):
+        backfill(given.model_copy(update={"max_rows": 4}))
+    write_shard(corpus / "0.parquet", 8, [encoded(200)])  # the key of a row that b has, and comes before it
+    report, card = backfill(given)
+    assert (report.embedded, report.reasons, card.ntotal) == (12, {"duplicate_key": 1}, 12)
+    assert keys_in(tmp_path / "store") == [f"row-{row:05d}" for row in range(12)]
+
+
+def test_keys_of_rows_that_the_table_has_from_elsewhere_count(corpus: Path):
+    fields = {"source": {"removed_shards": "retain"}}
+    backfill(config(corpus, **fields))
+    (corpus / "09.parquet").rename(corpus / "renamed.parquet")
+    with pytest.raises(InputError, match=r"'row-00072' is at row 0 of .*/data/.* and again at row 0 of .*renamed"):
+        backfill(config(corpus, **fields))
+    report, card = backfill(config(corpus))  # which removes
+    assert (report.rows_now, card.ntotal) == (8, 400)
+    for number in range(30):
+        (corpus / f"{number:02d}.parquet").unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"29 of 50 shards .* more than source\.max_removed_fraction 0\.5"):
+        backfill(config(corpus))
+    report, card = backfill(config(corpus, source={"max_removed_fraction": 1.0}))
+    assert (report.rows_in, card.ntotal) == (168, 168)
 
 
 def test_a_second_run_names_the_first_and_does_nothing(corpus: Path):
