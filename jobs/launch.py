@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.config import Config, load
-from pipeline.errors import RunError
+from pipeline.errors import IncompleteError, RunError
+from pipeline.filesystem import FINAL_ERRORS, STORE_ERRORS
 
 ConfigType = TypeVar("ConfigType", bound=Config)
 
@@ -62,6 +63,12 @@ def launch(
     except RunError as error:
         _say(program, " ".join(str(error).split()), as_json=chosen.log_format == "json")
         return error.exit_status
+    except FINAL_ERRORS:  # a file that is not there is our mistake, not the store's
+        raise
+    except STORE_ERRORS as error:
+        why = f"storage failed: {type(error).__name__}: {' '.join(str(error).split())}; see to it, and try again"
+        _say(program, why, as_json=chosen.log_format == "json")
+        return IncompleteError.exit_status
     except KeyboardInterrupt:
         _say(program, "interrupted; run the same command again to go on", as_json=chosen.log_format == "json")
         return 130

@@ -16,8 +16,8 @@ from ray.data import DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.errors import IncompleteError, InputError, RunError
+from pipeline.filesystem import STORE_ERRORS
 from pipeline.machine import available_cpus
-from pipeline.store import STORE_ERRORS
 
 # Actors are placed before tasks, so pools that take every logical CPU leave none for the reads that feed them and hang
 # (Ray issue 44687). Actors here ask for little and tasks for a quarter; four logical CPUs are always enough.
@@ -86,7 +86,7 @@ def start_ray() -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray on this machine; nothing if connected already.
 
     Raises:
-        InputError: an environment variable is set that lets Parquet files run code.
+        InputError: an environment variable is set that lets Parquet files run code, or there is no such cluster.
     """
     unsafe = [name for name in UNSAFE_VARIABLES if os.environ.get(name)]
     if unsafe:
@@ -94,7 +94,11 @@ def start_ray() -> None:
     if not ray.is_initialized():
         options = {} if os.environ.get("RAY_ADDRESS") else _local_options()
         ours = signal.getsignal(signal.SIGTERM)
-        ray.init(log_to_driver=True, logging_level=logging.WARNING, **options)
+        try:
+            ray.init(log_to_driver=True, logging_level=logging.WARNING, **options)
+        except ConnectionError as error:
+            address = os.environ.get("RAY_ADDRESS", "this machine")
+            raise InputError(f"Ray at {address} cannot be reached: {error}") from error
         if callable(ours) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)  # Ray's own aborts the process after three seconds
     context = DataContext.get_current()

@@ -136,10 +136,15 @@ class TableConfig(Config):
 
 
 class WriterConfig(TableConfig):
-    """What every job that writes needs: when to give up, and on what store to insist."""
+    """What every job that writes needs."""
 
     single_writer: bool = False
     """Take a store without conditional writes; then nothing but you keeps two runs from harming each other."""
+
+
+class RunConfig(WriterConfig):
+    """When a run gives up."""
+
     deadline: timedelta | None = Field(default=None, gt=timedelta(0))
     """Time from the start after which the run stops with status 3: seconds, or as PT6H."""
     hang_s: float = Field(default=3600.0, gt=0.0)
@@ -153,7 +158,7 @@ class WriterConfig(TableConfig):
         return None if self.deadline is None else self.deadline.total_seconds()
 
 
-class EmbedConfig(WriterConfig):
+class EmbedConfig(RunConfig):
     """Embed every image of a source: python -m jobs.embed."""
 
     model: str
@@ -209,7 +214,7 @@ class IndexOptions(Config):
     """Of the training sample and of those rows."""
 
 
-class IndexConfig(WriterConfig, IndexOptions):
+class IndexConfig(RunConfig, IndexOptions):
     """Build, measure and publish the index of a table: python -m jobs.build_index."""
 
 

@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.errors import IncompleteError, InputError, LeaseHeldError
+from pipeline.filesystem import STORE_ERRORS
 from pipeline.seal import seal
-from pipeline.store import STORE_ERRORS, Store
+from pipeline.store import Store
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import RunError
-from pipeline.store import STORE_ERRORS, Store
+from pipeline.filesystem import STORE_ERRORS
+from pipeline.store import Store
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ from pipeline.config import FetchConfig
 from pipeline.embedding.fetch import Fetch, fetch_spec
 from pipeline.embedding.read import READ_ERRORS, ReadSpec, UnreadableError, read_unit
 from pipeline.errors import InputError, RunError
+from pipeline.filesystem import column_bytes, open_parquet
 from pipeline.model import Limits
-from pipeline.store import Store, column_bytes, open_parquet
+from pipeline.store import Store
 from pipeline.table import Receipt, TableRecord, Unit
 
 FAILURES = (*READ_ERRORS, UnreadableError, RunError, KeyError)  # KeyError: a column that the source has no more

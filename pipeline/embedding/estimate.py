@@ -17,6 +17,7 @@ import ray
 from pipeline import compute, schema
 from pipeline.compute import BLOCKS_IN_FLIGHT, Pools
 from pipeline.config import PlanConfig
+from pipeline.embedding.changes import first_rows
 from pipeline.embedding.dataflow import dataflow, pools_for, read_spec, steps_for
 from pipeline.embedding.plan import Survey, cut, survey
 from pipeline.embedding.read import UnitSource
@@ -42,7 +43,7 @@ class Trial:
 
     rows: int
     rejects: dict[str, int]
-    start_s: float  # until rows came steadily
+    start_s: float  # until rows came steadily: survey, Ray's start, models
     images_per_s: float
 
 
@@ -75,6 +76,7 @@ def estimate(config: PlanConfig) -> Estimate:
     Raises:
         InputError: the source, the model or the table cannot be used as asked.
     """
+    began = time.monotonic()
     store = Store(config.store)
     space = space_of(config)
     table = config.table or f"{config.source.name}__{space.name}"
@@ -93,8 +95,11 @@ def estimate(config: PlanConfig) -> Estimate:
     if pending and config.trial:
         compute.start_ray()
         pools, gpus = pools_for(config, record, found), ray.cluster_resources().get("GPU", 0.0)
+        began_s = time.monotonic() - began
         trial = _try(config, store, table, record, found, pools, pending)
-    hours = (trial.start_s + rows_pending / trial.images_per_s + END_S) / 3600 if trial else None
+        trial = replace(trial, start_s=round(trial.start_s + began_s, 2))
+    rows_now = sum(unit.rows for unit in first_rows(pending, config.max_rows))
+    hours = (trial.start_s + rows_now / trial.images_per_s + END_S) / 3600 if trial else None
     planned = {unit.shard for unit in units}
     return Estimate(
         table=table,

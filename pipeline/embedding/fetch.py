@@ -21,8 +21,8 @@ from pipeline import schema
 from pipeline.config import FetchConfig
 from pipeline.embedding.web import Web, WebSpec
 from pipeline.errors import InputError
+from pipeline.filesystem import filesystem_of, is_local
 from pipeline.schema import Reason, RejectedRowError
-from pipeline.store import filesystem_of, is_local
 
 # Files held at a time are twice the threads, batches of them this: 128 pictures of a phone would be a gigabyte.
 BATCH_BYTES = 32 << 20

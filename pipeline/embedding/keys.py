@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from pipeline.config import SourceConfig
 from pipeline.embedding.plan import Shard
 from pipeline.errors import InputError
+from pipeline.filesystem import STORE_ERRORS, open_parquet
 from pipeline.stopping import alive
-from pipeline.store import STORE_ERRORS, open_parquet
 from pipeline.table import Unit
 
 READ_THREADS = 32  # keys are a small part of shards that are far away: latency, not bandwidth

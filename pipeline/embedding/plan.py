@@ -22,8 +22,7 @@ from fsspec.utils import glob_translate
 from pipeline import schema
 from pipeline.config import SourceConfig
 from pipeline.errors import InputError
-from pipeline.stopping import alive
-from pipeline.store import (
+from pipeline.filesystem import (
     STORE_ERRORS,
     column_bytes,
     filesystem_of,
@@ -34,6 +33,7 @@ from pipeline.store import (
     open_parquet,
     tried,
 )
+from pipeline.stopping import alive
 from pipeline.table import ImageKind, Unit
 
 logger = logging.getLogger(__name__)

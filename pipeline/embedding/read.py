@@ -22,8 +22,8 @@ from ray.data.context import DataContext
 from ray.data.datasource import Datasource, ReadTask
 
 from pipeline import schema
+from pipeline.filesystem import FINAL_ERRORS, STORE_ERRORS, column_bytes, fingerprint_of, open_parquet
 from pipeline.schema import Reason
-from pipeline.store import FINAL_ERRORS, STORE_ERRORS, column_bytes, fingerprint_of, open_parquet
 from pipeline.table import Unit
 
 logger = logging.getLogger(__name__)

@@ -99,11 +99,7 @@ class Ledger:
         present = self.shards | set(unreadable)
         return [receipt for receipt in self.receipts.values() if receipt.shard not in present]
 
-    def retire(self, receipt: Receipt) -> None:
-        """Withdraw a receipt; its files are then unnamed."""
-        self.retire_all([receipt])
-
-    def retire_all(self, receipts: list[Receipt]) -> None:
+    def retire(self, receipts: list[Receipt]) -> None:
         """Withdraw receipts; their files are then unnamed."""
         for start in range(0, len(receipts), AT_ONCE):
             some = receipts[start : start + AT_ONCE]
@@ -119,7 +115,7 @@ class Ledger:
             IncompleteError: one is not; its receipt is withdrawn, so that its unit is pending.
         """
         lost = incomplete(table_files(self.store, self.folder), self.receipts.values())
-        self.retire_all(lost)
+        self.retire(lost)
         if lost:
             raise IncompleteError(
                 f"{self.folder}: files of {len(lost)} units were missing, as of {lost[0].unit}; run the same command "

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.errors import RunError
-from pipeline.store import STORE_ERRORS, Store
+from pipeline.filesystem import STORE_ERRORS
+from pipeline.store import Store
 from pipeline.table import File, read_checked
 
 logger = logging.getLogger(__name__)

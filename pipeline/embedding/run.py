@@ -13,21 +13,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 from ray.data import DataContext
 
-from pipeline import compute, schema
+from pipeline import compute
 from pipeline.config import EmbedConfig
+from pipeline.embedding.changes import (
+    Job,
+    again_units,
+    check_removed,
+    elders_of,
+    first_rows,
+    left_out_rows,
+    note_source,
+    withdraw,
+)
 from pipeline.embedding.dataflow import dataflow, pools_for, read_spec, steps_for
-from pipeline.embedding.keys import Committed, KeyFile, duplicate_rows
-from pipeline.embedding.plan import Survey, cut, survey
+from pipeline.embedding.plan import cut, survey
 from pipeline.embedding.read import UnitSource
 from pipeline.embedding.receipts import Ledger
 from pipeline.embedding.record import agreed, new_record, space_of
-from pipeline.embedding.reuse import Elder
 from pipeline.embedding.shards import read_shards, write_shards
 from pipeline.errors import IncompleteError, InputError
 from pipeline.lease import Lease
@@ -37,11 +43,7 @@ from pipeline.runs import Run, brief, earlier_runs, new_run, run_folder, write_r
 from pipeline.schema import Reason
 from pipeline.store import Store
 from pipeline.table import (
-    Receipt,
-    TableRecord,
     Unit,
-    live_receipts,
-    read_checked,
     read_record,
     table_folder,
     write_record,
@@ -70,24 +72,6 @@ class Report:
     reused_now: int  # of these, whose vector was there already
     seconds: float
     steady_images_per_s: float  # after the first rows were written; 0 if there were no others
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is being embedded, and into what."""
-
-    config: EmbedConfig
-    store: Store
-    table: str
-    record: TableRecord
-    found: Survey
-    ledger: Ledger
-    run: Run
-
-    @property
-    def folder(self) -> str:
-        """The table's folder below the store's root."""
-        return table_folder(self.table)
 
 
 def embed(
@@ -129,17 +113,17 @@ def embed(
             ledger = Ledger(store, table_folder(table), (shard.url for shard in found.shards), units, lease)
             job = Job(config, store, table, record, found, ledger, run)
             skipped = len(units) - len(ledger.pending)
-            _note_source(job)
+            note_source(job)
             if stored is None and ledger.receipts:
                 raise InputError(f"table {table}: has receipts but no table.json, which says what its rows are of")
-            _check_removed(job)
-            ledger.again = _again(job, again)
-            pending = _first_rows(ledger.pending, config.max_rows)
+            check_removed(job)
+            ledger.again = again_units(job, again)
+            pending = first_rows(ledger.pending, config.max_rows)
             logger.info(
                 "table=%s space=%s shards=%d rows=%d units=%d units_skipped=%d units_pending=%d",
                 table, record.space, len(found.shards), found.rows, len(units), skipped, len(pending),
             )  # fmt: skip
-            left_out = _left_out(job) if pending else {}
+            left_out = left_out_rows(job) if pending else {}
         run.source["snapshot"] = write_shards(
             store, table_folder(table), config.source, found, known, run_folder(run.id)
         )
@@ -153,7 +137,7 @@ def embed(
             report = _report(job, skipped, time.monotonic() - started)
         _check_counts(report, job)
         ledger.check_files()
-        _withdraw(job)
+        withdraw(job)
         try:
             if then is not None:
                 then(table)
@@ -183,7 +167,7 @@ def _embed_units(job: Job, pending: list[Unit], left_out: dict[str, NDArray[np.i
     _check_rejects(job, bad)
     metrics = Metrics(job.table, job.found.rows, done)
     with Meter(done + sum(unit.rows for unit in pending), done) as meter:
-        for part in _parts(dataflow(source, steps, pools, _elders(job, pending))):
+        for part in _parts(dataflow(source, steps, pools, elders_of(job, pending))):
             ledger.add(part)
             if ledger.unreadable and config.source.bad_shards == "error":
                 raise IncompleteError(f"table {job.table}: {min(ledger.unreadable.items())}")
@@ -206,120 +190,6 @@ def _parts(rows: ray.data.Dataset) -> Iterator[dict[str, Any]]:  # rows of schem
         if failure is None:
             raise
         raise failure from error
-
-
-def _first_rows(units: list[Unit], max_rows: int | None) -> list[Unit]:
-    """Take whole units from the front, up to a number of rows, but at least one."""
-    if max_rows is None:
-        return units
-    ends = np.cumsum([unit.rows for unit in units])
-    return units[: max(1, int(np.searchsorted(ends, max_rows, side="right")))]
-
-
-def _again(job: Job, reasons: Collection[Reason]) -> set[str]:
-    """Name the finished units to be written anew: those with such rejects, and where keys may be free again.
-
-    A row that was left out because an earlier one had its key is wanted after all when that one's shard has changed.
-    """
-    ledger, wanted = job.ledger, set(reasons)
-    is_removed = _removes(job) and bool(ledger.removed(job.found.unreadable))
-    if job.config.source.key_column is not None and (job.run.source["rewritten"] or is_removed):
-        wanted.add(Reason.DUPLICATE_KEY)
-    receipts = (ledger.receipts[unit] for unit in ledger.units if unit in ledger.receipts)
-    return {receipt.unit for receipt in receipts if wanted & receipt.reasons.keys()}
-
-
-def _removes(job: Job) -> bool:
-    return job.config.source.removed_shards == "remove"
-
-
-def _check_removed(job: Job) -> None:
-    """Refuse a source that has lost so much that it is more likely to be listed wrongly."""
-    known = {receipt.shard for receipt in job.ledger.receipts.values()}
-    gone, limit = job.run.source["removed"], job.config.source.max_removed_fraction
-    if _removes(job) and gone > limit * len(known):
-        raise InputError(
-            f"source {job.config.source.name}: {gone} of {len(known)} shards that the table has are not there any "
-            f"more, more than source.max_removed_fraction {limit}; their rows would be removed"
-        )
-
-
-def _left_out(job: Job) -> dict[str, NDArray[np.int64]]:
-    """Find the rows whose key an earlier row has, where what earlier runs committed is the earliest."""
-    if job.config.source.key_column is None:
-        return {}
-    ledger = job.ledger
-    receipts = [ledger.receipts[unit] for unit in ledger.units if unit in ledger.receipts]
-    once = [receipt for receipt in receipts if receipt.unit not in ledger.again]
-    twice = [receipt for receipt in receipts if receipt.unit in ledger.again]
-    present = ledger.shards
-    others = [r for r in live_receipts(ledger.receipts.values()).values() if r.shard not in present]
-    if _removes(job):
-        others = [receipt for receipt in others if receipt.shard in job.found.unreadable]
-    committed = Committed(
-        units=tuple(ledger.units[receipt.unit] for receipt in receipts),
-        rejected=_rejected_rows(job, once, {Reason.DUPLICATE_KEY}),
-        reopened=_rejected_rows(job, twice, set(Reason)),
-        elsewhere=tuple(
-            KeyFile(f"{job.store.url}/{job.folder}/{file.path}", file.rows, schema.ROW_ID)
-            for receipt in others
-            for file in receipt.data
-        ),
-    )
-    return duplicate_rows(job.config.source, job.found.shards, committed)
-
-
-def _rejected_rows(job: Job, receipts: list[Receipt], reasons: set[Reason]) -> dict[str, NDArray[np.int64]]:
-    """Read which rows were rejected for these reasons, by shard."""
-    found: dict[str, list[pa.ChunkedArray]] = {}
-    for receipt in receipts:
-        for file in receipt.rejects if reasons & receipt.reasons.keys() else ():
-            rejects = read_checked(job.store, job.folder, file)
-            rows = rejects.filter(pc.is_in(rejects[schema.REJECT_REASON], pa.array(sorted(reasons), pa.string())))
-            found.setdefault(receipt.shard, []).append(rows[schema.REJECT_ROW])
-    return {shard: np.concatenate(rows) for shard, rows in found.items()}
-
-
-def _elders(job: Job, pending: list[Unit]) -> dict[str, tuple[Elder, ...]]:
-    """Find, for the shards of pending units, the files that hold vectors of their earlier states."""
-    ledger, shards = job.ledger, {unit.shard for unit in pending}
-    elders: dict[str, list[Elder]] = {}
-    for receipt in ledger.receipts.values() if job.record.content_hashes else ():
-        if receipt.shard in shards and (receipt.unit not in ledger.units or receipt.unit in ledger.again):
-            elders.setdefault(receipt.shard, []).extend(Elder(file, receipt.encoders) for file in receipt.data)
-    return {shard: tuple(files) for shard, files in elders.items()}
-
-
-def _withdraw(job: Job) -> None:
-    """Withdraw receipts of earlier states of shards, and of removed shards where the source says so."""
-    ledger = job.ledger
-    duplicates = [r for r in ledger.receipts.values() if Reason.DUPLICATE_KEY in r.reasons]
-    if ledger.again or any(receipt.shard in job.found.unreadable for receipt in duplicates):
-        logger.info("table=%s rows that gave way to others of their key wait; no receipt is withdrawn", job.table)
-        return  # or the next run could not tell that they may be wanted after all
-    old = ledger.replaced() + (ledger.removed(job.found.unreadable) if _removes(job) else [])
-    ledger.retire_all(old)
-    if old:
-        logger.info("table=%s units_withdrawn=%d", job.table, len(old))
-
-
-def _note_source(job: Job) -> None:
-    """Note what the source has, and what of it the table does not have like that."""
-    states: dict[str, set[str | None]] = {}
-    for receipt in job.ledger.receipts.values():
-        states.setdefault(receipt.shard, set()).add(receipt.state)
-    shards = {shard.url: shard.state for shard in job.found.shards}
-    finished = {unit.shard for unit in job.ledger.units.values() if unit.id in job.ledger.receipts}
-    other = {url for url in shards.keys() & states.keys() if any(known != shards[url] for known in states[url])}
-    job.run.source = {
-        "shards": len(shards),
-        "rows": job.found.rows,
-        "bytes": sum(shard.bytes for shard in job.found.shards),
-        "new": len(shards.keys() - states.keys()),
-        "rewritten": len({url for url in other if url not in finished or len(states[url]) > 1}),
-        "removed": len({receipt.shard for receipt in job.ledger.removed(job.found.unreadable)}),
-        "unreadable": job.found.unreadable,
-    }
 
 
 def _report(job: Job, skipped: int, seconds: float) -> Report:

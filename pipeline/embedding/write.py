@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.store import STORE_ERRORS, Store
+from pipeline.filesystem import STORE_ERRORS
+from pipeline.store import Store
 
 NAMING = [schema.UNIT, schema.ROW, schema.ERROR]  # what a row says that stands for those that cannot be read
 

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from pipeline import schema
 from pipeline.embedding.fetch import Fetch, FetchSpec
 from pipeline.embedding.read import READ_ERRORS, ReadSpec, UnreadableError, read_unit
+from pipeline.filesystem import open_parquet
 from pipeline.searching.index import OpenIndex
-from pipeline.store import Store, open_parquet
+from pipeline.store import Store
 from pipeline.table import File, Receipt, TableRecord, Unit, table_folder
 
 

@@ -17,6 +17,7 @@ from pipeline.embedding.fetch import fetch, fetch_spec
 from pipeline.embedding.sandbox import Sandbox
 from pipeline.embedding.web import Web
 from pipeline.errors import InputError, RunError
+from pipeline.filesystem import STORE_ERRORS
 from pipeline.indexing.index import NO_ID
 from pipeline.indexing.publish import read_current
 from pipeline.machine import available_cpus
@@ -24,7 +25,7 @@ from pipeline.model import EncodeSpec
 from pipeline.schema import RejectedRowError
 from pipeline.searching.index import OpenIndex, open_index
 from pipeline.searching.rows import Rows
-from pipeline.store import STORE_ERRORS, Store
+from pipeline.store import Store
 from pipeline.table import find_table, read_record, table_folder
 
 logger = logging.getLogger(__name__)

@@ -11,16 +11,17 @@ from dataclasses import asdict
 
 from pipeline.analysis.findings import Findings, find
 from pipeline.analysis.report import render
-from pipeline.config import BackfillConfig, EmbedConfig, IndexConfig, WriterConfig
+from pipeline.config import BackfillConfig, EmbedConfig, IndexConfig, RunConfig
 from pipeline.embedding.run import Report, embed
 from pipeline.errors import IncompleteError, RunError
+from pipeline.filesystem import FINAL_ERRORS, STORE_ERRORS
 from pipeline.indexing.choose import check_mergeable
 from pipeline.indexing.publish import Card
 from pipeline.indexing.run import build
 from pipeline.runs import RUN_FILE, Run, new_run, recorded, run_folder
 from pipeline.schema import Reason
 from pipeline.stopping import Stopping
-from pipeline.store import FINAL_ERRORS, STORE_ERRORS, Store
+from pipeline.store import Store
 from pipeline.upkeep.vacuum import old_runs, old_versions, remove
 
 logger = logging.getLogger(__name__)
@@ -71,12 +72,12 @@ def build_only(config: IndexConfig) -> Card:
 
 def index_config(config: BackfillConfig, table: str) -> IndexConfig:
     """Give the index job's config for a backfill's table."""
-    writer = {name: getattr(config, name) for name in WriterConfig.model_fields}
-    return IndexConfig(**{**writer, **config.index.model_dump(), "table": table})
+    shared = {name: getattr(config, name) for name in RunConfig.model_fields}
+    return IndexConfig(**{**shared, **config.index.model_dump(), "table": table})
 
 
 @contextmanager
-def _watched(job: str, config: WriterConfig) -> Iterator[Run]:
+def _watched(job: str, config: RunConfig) -> Iterator[Run]:
     """Record a run and end it where a limit is passed; write its report, however it ends."""
     store, run = Store(config.store), new_run(job, config)
     stopping = Stopping(lambda: run.at, config.deadline_s, config.hang_s, config.drain_s)

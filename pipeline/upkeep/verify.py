@@ -18,10 +18,11 @@ from pipeline import schema
 from pipeline.config import VerifyConfig
 from pipeline.embedding.receipts import table_files, unnamed
 from pipeline.errors import InputError, RunError
+from pipeline.filesystem import STORE_ERRORS
 from pipeline.indexing import publish
 from pipeline.runs import RUNS
 from pipeline.seal import unseal
-from pipeline.store import STORE_ERRORS, Store
+from pipeline.store import Store
 from pipeline.table import (
     File,
     Receipt,

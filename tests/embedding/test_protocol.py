@@ -119,8 +119,8 @@ class Writer:
     def finish(self, removes: bool) -> None:
         """End as a run does whose units are all there, or not yet."""
         old = self.ledger.replaced() + (self.ledger.removed(()) if removes else [])
-        for receipt in old:
-            self.ledger.retire(receipt)
+        self.ledger.check_files()
+        self.ledger.retire(old)
         self.ledger.remove_unnamed_files()
         self.lease.release()
 

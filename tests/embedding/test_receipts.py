@@ -134,7 +134,7 @@ def test_a_unit_of_an_earlier_state_of_a_shard_is_replaced_and_one_of_a_removed_
     assert later.replaced() == []  # as long as the newer one is not written
     later.add(part(newer, 0, 2))
     assert [receipt.unit for receipt in later.replaced()] == ["a-0"]
-    later.retire(later.replaced()[0])
+    later.retire([later.replaced()[0]])
     assert sorted(read_receipts(store, "t")) == ["a-1", "b-0"]
     assert [receipt.unit for receipt in later.removed(())] == ["b-0"]
     assert later.removed(["/b.parquet"]) == []
