@@ -9,9 +9,11 @@ def test_the_two_error_texts_that_readers_rely_on():
     assert schema.error_text(Reason.TRUNCATED, 7, "OSError: cut") == "Failed to decode image at row 7: OSError: cut"
 
 
-def test_embeddings_are_the_four_columns_and_then_the_kept_ones():
+def test_embeddings_are_our_columns_and_then_the_kept_ones():
     columns = schema.embeddings_schema(3, pa.schema([("label", pa.string())]))
-    assert columns.names == ["_row_id", "_source_id", "_model_id", "vector", "label"]
+    assert columns.names == ["_row_id", "_source_id", "_model_id", "vector", "_content_hash", "label"]
+    first_format = schema.embeddings_schema(3, pa.schema([]), content_hashes=False)
+    assert first_format.names == ["_row_id", "_source_id", "_model_id", "vector"]
     assert columns.field("vector").type == pa.list_(pa.float32(), 3)
     assert not columns.field("vector").nullable
 

@@ -101,11 +101,11 @@ def embed(
         run.table = table = config.table or f"{config.source.name}__{space.name}"
         run.model = {"id": space.checkpoint.model_id, "space": space.name, "d": space.d}
         run.model["sha256"] = space.checkpoint.sha256
+        store.check_writable(single_writer=config.single_writer)
         known = read_shards(store, table_folder(table), config.source)
         found = survey(config.source, known)
         wanted = new_record(config, space, found)
         units = cut(found.shards, config.unit_rows)
-        store.check_writable(single_writer=config.single_writer)
     with Lease(store, table_folder(table)) as lease:
         with run.stage("plan"):
             stored = read_record(store, table)
@@ -163,8 +163,8 @@ def _embed_units(job: Job, pending: list[Unit], left_out: dict[str, NDArray[np.i
     source = UnitSource(pending, read_spec(config, record, job.found), left_out)
     steps = steps_for(config, store, job.table, record, job.found, pools.encoder_threads)
     done = job.found.rows - sum(unit.rows for unit in ledger.pending)
-    bad = _bad(_reasons(ledger, ledger.units.keys() - {unit.id for unit in pending}))
-    _check_rejects(job, bad)
+    before = _reasons(ledger, ledger.units.keys() - {unit.id for unit in pending})
+    _check_rejects(job, before)
     metrics = Metrics(job.table, job.found.rows, done)
     with Meter(done + sum(unit.rows for unit in pending), done) as meter:
         for part in _parts(dataflow(source, steps, pools, elders_of(job, pending))):
@@ -174,7 +174,7 @@ def _embed_units(job: Job, pending: list[Unit], left_out: dict[str, NDArray[np.i
             reasons = {entry["reason"]: entry["rows"] for entry in part["reasons"]}
             meter.add(part["rows"], reasons)
             metrics.add(part["embedded"], part["reused"], reasons)
-            _check_rejects(job, bad + _bad(meter.reasons))
+            _check_rejects(job, before + meter.reasons)
 
 
 def _parts(rows: ray.data.Dataset) -> Iterator[dict[str, Any]]:  # rows of schema.PART_SCHEMA
@@ -236,7 +236,7 @@ def _check_counts(report: Report, job: Job) -> None:
     missing = sum(unit.rows for unit in job.ledger.units.values() if unit.id not in job.ledger.receipts)
     if report.rows_in + missing != job.found.rows or report.embedded + report.rejected != report.rows_in:
         raise RuntimeError(f"table {job.table}: {job.found.rows} rows planned, but counts do not close: {report}")
-    _check_rejects(job, _bad(report.reasons))
+    _check_rejects(job, report.reasons)
 
 
 def _reasons(ledger: Ledger, units: Iterable[str]) -> Counter[str]:
@@ -247,17 +247,14 @@ def _reasons(ledger: Ledger, units: Iterable[str]) -> Counter[str]:
     return reasons
 
 
-def _bad(reasons: Mapping[str, int]) -> int:
-    """Count rejects but those that the source asked for."""
-    return sum(rows for reason, rows in reasons.items() if reason != Reason.DUPLICATE_KEY)
-
-
-def _check_rejects(job: Job, bad: int) -> None:
+def _check_rejects(job: Job, reasons: Mapping[str, int]) -> None:
+    """Stop where too many rows are rejected; those that the source asked to leave out do not count."""
     limit = job.config.max_reject_fraction
+    bad = sum(rows for reason, rows in reasons.items() if reason != Reason.DUPLICATE_KEY)
     if bad > limit * job.found.rows:
         raise IncompleteError(
-            f"table {job.table}: {bad} of {job.found.rows} rows rejected, more than max_reject_fraction {limit}; what "
-            "was embedded stays"
+            f"table {job.table}: {bad} of {job.found.rows} rows rejected {dict(sorted(reasons.items()))}, more than "
+            f"max_reject_fraction {limit}; what was embedded stays"
         )
 
 
