@@ -5,6 +5,7 @@ to. Used by the HTTP endpoint and by `jobs.query`; knows nothing of HTTP or of R
 """
 
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from pipeline.store import Store
 from pipeline.table import find_table, read_record, table_folder
 
 logger = logging.getLogger(__name__)
+
+REFUSED_S = 300.0  # until a version that was refused is looked at again
 
 
 class QueryError(Exception):
@@ -92,6 +95,7 @@ class Service:
             FetchConfig.model_validate(embedded_with["fetch"]), record.preprocess.limits.max_image_bytes
         )
         self._refused: str | None = None  # a version that cannot be served
+        self._refused_until = 0.0
         self._rows = self._open()  # swapped whole; a query takes it once
 
     @property
@@ -112,11 +116,14 @@ class Service:
         published = None
         try:
             published = read_current(self.store, self.table)
-            if published in (None, self.index.card.version, self._refused):
+            if published in (None, self.index.card.version):
+                return False
+            if published == self._refused and time.monotonic() < self._refused_until:
                 return False
             self._rows = self._open()
         except (RunError, *STORE_ERRORS) as error:
-            self._refused = published if isinstance(error, RunError) else None  # not read again and again
+            if isinstance(error, RunError):  # all of it would be read again at every look
+                self._refused, self._refused_until = published, time.monotonic() + REFUSED_S
             logger.warning("index=%s stays at version %s: %s", self.table, self.index.card.version, error)
             return False
         logger.info("index=%s version=%s answers now", self.table, self.index.card.version)

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,9 @@ def test_the_job_ends_with_3_and_a_line_for_each_fault(store: Path, capsys: pyte
     assert f"damaged {path.relative_to(store)}: " in capsys.readouterr().out
 
 
-def test_a_server_refuses_a_damaged_version_and_keeps_the_one_it_has(store: Path, caplog: pytest.LogCaptureFixture):
+def test_a_server_refuses_a_damaged_version_and_keeps_the_one_it_has(
+    store: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
     opened, table = Store(str(store)), table_of(store)
     service = Service(str(store), table)
     old = read_current(opened, table)
@@ -133,6 +136,8 @@ def test_a_server_refuses_a_damaged_version_and_keeps_the_one_it_has(store: Path
     with pytest.raises(RunError, match="is damaged: SHA-256"):
         Service(str(store), table)
     index.write_bytes(whole)
+    assert not service.refresh()  # it is not read again at every look
+    monkeypatch.setattr("pipeline.serving.service.time.monotonic", lambda: time.time() + 1e9)
     assert service.refresh()
     assert service.search(service.embed_text("a red star"), 3).index_version == "newer"
 
