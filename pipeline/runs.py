@@ -118,16 +118,21 @@ def write_run(store: Store, run: Run) -> None:
     store.replace_json(f"{run_folder(run.id)}/{RUN_FILE}", asdict(run))
 
 
+def read_run(store: Store, run_id: str) -> Run | None:
+    """Read a run's record; None, with a warning, if it is damaged or gone."""
+    try:
+        return Run(**store.read_json(f"{run_folder(run_id)}/{RUN_FILE}"))
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        logger.warning("run=%s cannot be read: %s", run_id, error)
+        return None
+
+
 def earlier_runs(store: Store, table: str) -> list[Run]:
     """Read the records of a table's runs, the newest first; those that are damaged are left out."""
     runs = []
     for name in reversed(store.folders(RUNS)):
-        try:
-            run = Run(**store.read_json(f"{run_folder(name)}/{RUN_FILE}"))
-        except (FileNotFoundError, ValueError, TypeError) as error:
-            logger.warning("run=%s cannot be read: %s", name, error)
-            continue
-        if run.table == table:
+        run = read_run(store, name)
+        if run is not None and run.table == table:
             runs.append(run)
         if len(runs) == HISTORY:
             break

@@ -51,7 +51,7 @@ class Store:
         return bytes(self._call(self.filesystem.cat_file, self.path(relative)))
 
     def read_json(self, relative: str) -> dict[str, Any]:  # JSON has every type
-        """Read the fields of a JSON file that `create_json` or `replace_json` wrote.
+        """Read the fields of a sealed JSON file, or of one of the first format.
 
         Raises:
             FileNotFoundError: there is none.

@@ -6,6 +6,7 @@ nor what they are for.
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -154,6 +155,14 @@ def live_receipts(receipts: Iterable[Receipt]) -> dict[str, Receipt]:
         states.setdefault(receipt.shard, {}).setdefault(receipt.state, []).append(receipt)
     chosen = (max(of_shard.values(), key=_standing) for of_shard in states.values())
     return {receipt.unit: receipt for one_state in chosen for receipt in one_state}
+
+
+def reasons_of(receipts: Iterable[Receipt]) -> Counter[str]:
+    """Count the rejects that some receipts name, by reason."""
+    reasons: Counter[str] = Counter()
+    for receipt in receipts:
+        reasons.update(receipt.reasons)
+    return reasons
 
 
 def _standing(one_state: list[Receipt]) -> tuple[bool, int]:

@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from pipeline import runs
-from pipeline.config import VacuumConfig
+from pipeline.config import IndexConfig
 from pipeline.errors import IncompleteError, InputError, LeaseHeldError, RunError
 from pipeline.runs import HISTORY, Run, brief, earlier_runs, new_run, recorded, run_folder, write_run
 from pipeline.store import Store
@@ -92,7 +92,7 @@ def test_a_stage_that_failed_has_its_time(clock: SimpleNamespace):
 
 
 def test_a_record_is_read_as_it_was_written(store: Store):
-    run = new_run("jobs.vacuum", VacuumConfig(store=store.url, table="t", deadline="PT6H", dry_run=True))
+    run = new_run("jobs.build_index", IndexConfig(store=store.url, table="t", deadline="PT6H", single_writer=True))
     run.table = "t"
     write_run(store, run)
     assert earlier_runs(store, "t") == [run]
@@ -101,7 +101,7 @@ def test_a_record_is_read_as_it_was_written(store: Store):
 
 
 def test_two_runs_of_one_second_have_two_names():
-    config = VacuumConfig(store="s")
+    config = IndexConfig(store="s")
     assert new_run("a", config).id != new_run("a", config).id
 
 

@@ -27,7 +27,7 @@ from pipeline.embedding.sandbox import BYTES_PER_PIXEL
 from pipeline.embedding.shards import read_shards
 from pipeline.lease import Lease
 from pipeline.store import Store
-from pipeline.table import TableRecord, Unit, read_record, table_folder
+from pipeline.table import TableRecord, Unit, read_record, reasons_of, table_folder
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +88,7 @@ def estimate(config: PlanConfig) -> Estimate:
     ledger = Ledger(store, folder, (shard.url for shard in found.shards), units, Lease(store, folder))
     pending = ledger.pending
     rows_pending = sum(unit.rows for unit in pending)
-    reasons: Counter[str] = Counter()
-    for unit in units:
-        reasons.update(ledger.receipts[unit.id].reasons if unit.id in ledger.receipts else {})
+    reasons = reasons_of(ledger.receipts[unit.id] for unit in units if unit.id in ledger.receipts)
     trial, pools, gpus = None, None, 0.0
     if pending and config.trial:
         compute.start_ray()

@@ -7,8 +7,7 @@ command goes on from there.
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +44,7 @@ from pipeline.store import Store
 from pipeline.table import (
     Unit,
     read_record,
+    reasons_of,
     table_folder,
     write_record,
 )
@@ -163,7 +163,8 @@ def _embed_units(job: Job, pending: list[Unit], left_out: dict[str, NDArray[np.i
     source = UnitSource(pending, read_spec(config, record, job.found), left_out)
     steps = steps_for(config, store, job.table, record, job.found, pools.encoder_threads)
     done = job.found.rows - sum(unit.rows for unit in ledger.pending)
-    before = _reasons(ledger, ledger.units.keys() - {unit.id for unit in pending})
+    now = {unit.id for unit in pending}
+    before = reasons_of(r for r in ledger.receipts.values() if r.unit in ledger.units and r.unit not in now)
     _check_rejects(job, before)
     metrics = Metrics(job.table, job.found.rows, done)
     with Meter(done + sum(unit.rows for unit in pending), done) as meter:
@@ -205,7 +206,7 @@ def _report(job: Job, skipped: int, seconds: float) -> Report:
         rows_in=sum(receipt.rows_in for receipt in receipts),
         embedded=sum(receipt.embedded for receipt in receipts),
         rejected=sum(receipt.rejected for receipt in receipts),
-        reasons=dict(sorted(_reasons(ledger, ledger.units).items())),
+        reasons=dict(sorted(reasons_of(receipts).items())),
         encoders=tuple(sorted({encoder for receipt in receipts for encoder in receipt.encoders})),
         rows_now=ledger.rows_done,
         reused_now=ledger.rows_reused,
@@ -237,14 +238,6 @@ def _check_counts(report: Report, job: Job) -> None:
     if report.rows_in + missing != job.found.rows or report.embedded + report.rejected != report.rows_in:
         raise RuntimeError(f"table {job.table}: {job.found.rows} rows planned, but counts do not close: {report}")
     _check_rejects(job, report.reasons)
-
-
-def _reasons(ledger: Ledger, units: Iterable[str]) -> Counter[str]:
-    """Count the rejects that some units' receipts name."""
-    reasons: Counter[str] = Counter()
-    for receipt in (ledger.receipts[unit] for unit in units if unit in ledger.receipts):
-        reasons.update(receipt.reasons)
-    return reasons
 
 
 def _check_rejects(job: Job, reasons: Mapping[str, int]) -> None:

@@ -3,7 +3,6 @@
 In: a store and a table. Out: a `Status`. The source is not asked: what is planned is what the last run saw of it.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from pipeline.indexing.publish import index_folder, read_card, read_current
 from pipeline.lease import holder
 from pipeline.runs import brief, earlier_runs
 from pipeline.store import Store
-from pipeline.table import find_table, live_receipts, read_receipts, read_record, table_folder
+from pipeline.table import find_table, live_receipts, read_receipts, read_record, reasons_of, table_folder
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,6 @@ def status(config: StatusConfig) -> Status:
     shards = read_shards(store, folder, _source(store, folder))
     units = cut(tuple(shards.values()), record.unit_rows) if record is not None else []
     planned = {unit.id for unit in units}
-    reasons: Counter[str] = Counter()
-    for receipt in live.values():
-        reasons.update(receipt.reasons)
     return Status(
         table=table,
         space=record.space if record else "",
@@ -71,7 +67,7 @@ def status(config: StatusConfig) -> Status:
         units_stale=len(receipts.keys() - planned) if shards else 0,
         embedded=sum(receipt.embedded for receipt in live.values()),
         rejected=sum(receipt.rejected for receipt in live.values()),
-        reasons=dict(sorted(reasons.items())),
+        reasons=dict(sorted(reasons_of(live.values()).items())),
         bytes=sum(file.bytes for receipt in live.values() for file in receipt.data),
         writer=holder(store, folder) or holder(store, index_folder(table)),
         index=_index(store, table, sum(receipt.embedded for receipt in live.values())),

@@ -12,7 +12,7 @@ from pipeline.config import VacuumConfig
 from pipeline.embedding.receipts import table_files, unnamed
 from pipeline.indexing import publish
 from pipeline.lease import Lease
-from pipeline.runs import RUN_FILE, RUNS, Run, run_folder
+from pipeline.runs import RUNS, read_run
 from pipeline.schema import Reason
 from pipeline.store import PROBE, Store
 from pipeline.table import find_table, live_receipts, read_receipts, receipt_path, table_folder
@@ -50,9 +50,10 @@ def vacuum(config: VacuumConfig) -> list[Waste]:
 
 
 def remove(store: Store, waste: Iterable[Waste]) -> None:
-    """Remove files."""
+    """Remove files: receipts, cards and records before what they name, however many go at a time."""
     gone = list(waste)
-    store.remove_many(file.path for file in gone)
+    store.remove_many(file.path for file in gone if file.path.endswith(".json"))
+    store.remove_many(file.path for file in gone if not file.path.endswith(".json"))
     for file in gone:
         logger.info("removed=%s bytes=%d why=%s", file.path, file.bytes, file.why)
 
@@ -75,7 +76,7 @@ def old_runs(store: Store, table: str, keep: int) -> Iterator[Waste]:
     found: dict[str, dict[str, int]] = {}
     for path, size in store.files(RUNS).items():
         found.setdefault(path.split("/")[0], {})[path] = size
-    records = ((name, _record(store, name)) for name in sorted(found, reverse=True))
+    records = ((name, read_run(store, name)) for name in sorted(found, reverse=True))
     ours = [(name, run) for name, run in records if run is not None and run.table == table]
     named = {run.source.get("snapshot") for _, run in ours[:keep]}  # may lie with an older run
     for name, _ in ours[keep:]:
@@ -87,7 +88,7 @@ def old_runs(store: Store, table: str, keep: int) -> Iterator[Waste]:
 def _waste(store: Store, table: str, config: VacuumConfig) -> Iterator[Waste]:
     folder, receipts = table_folder(table), read_receipts(store, table_folder(table))
     live = live_receipts(receipts.values())
-    # Where rows gave way to others of their key, a run must see whose state has changed (embedding/run.py, _again).
+    # Where rows gave way to others of their key, a run must see whose state has changed (again_units in changes.py).
     waits = any(Reason.DUPLICATE_KEY in receipt.reasons for receipt in live.values())
     if waits:
         live = receipts
@@ -103,10 +104,3 @@ def _waste(store: Store, table: str, config: VacuumConfig) -> Iterator[Waste]:
     for name, size in store.files_at_root().items():
         if name.startswith(PROBE):
             yield Waste(name, size, "left by a test whether the store can be written")
-
-
-def _record(store: Store, run: str) -> Run | None:
-    try:
-        return Run(**store.read_json(f"{run_folder(run)}/{RUN_FILE}"))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
