@@ -96,7 +96,7 @@ def test_a_record_is_read_as_it_was_written(store: Store):
     run.table = "t"
     write_run(store, run)
     assert earlier_runs(store, "t") == [run]
-    assert (run.config["deadline"], run.config["dry_run"], run.exit_status) == ("PT6H", True, None)
+    assert (run.config["deadline"], run.config["single_writer"], run.exit_status) == ("PT6H", True, None)
     assert run.id.startswith(run.started.replace("-", "").replace(":", ""))
 
 
