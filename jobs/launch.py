@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.config import Config, load
-from pipeline.errors import IncompleteError, RunError
+from pipeline.errors import IncompleteError, RunError, storage_failed
 from pipeline.filesystem import FINAL_ERRORS, STORE_ERRORS
 
 ConfigType = TypeVar("ConfigType", bound=Config)
@@ -66,7 +66,7 @@ def launch(
     except FINAL_ERRORS:  # a file that is not there is our mistake, not the store's
         raise
     except STORE_ERRORS as error:
-        why = f"storage failed: {type(error).__name__}: {' '.join(str(error).split())}; see to it, and try again"
+        why = " ".join(str(storage_failed(error)).split())
         _say(program, why, as_json=chosen.log_format == "json")
         return IncompleteError.exit_status
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ import ray
 from ray.data import DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline.errors import IncompleteError, InputError, RunError
+from pipeline.errors import IncompleteError, InputError, RunError, storage_failed
 from pipeline.filesystem import STORE_ERRORS
 from pipeline.machine import available_cpus
 
@@ -44,6 +44,8 @@ RAY_STORAGE_ERRORS = (
 # share one driver, which spends some ms on each block (jobs/BENCHMARKS.md, scaling); on a GPU its largest batch.
 CPU_BLOCK_ROWS, GPU_BLOCK_ROWS = 128, 1024
 MIN_BLOCK_ROWS = 16
+# Rows count as done when they are written: with ViT-B-32, which does 16 a second on a CPU, every half a minute.
+FILE_ROWS_PER_CPU = 512
 # Blocks in flight for each actor and reader: the one it works on, the one it makes, and one waiting on either side.
 BLOCKS_IN_FLIGHT = 4
 STORE_SHARE = 0.5  # of Ray's object store that blocks may fill; Ray spills to disk when it is full
@@ -106,6 +108,11 @@ def start_ray() -> None:
     context.print_on_execution_start = False
 
 
+def nodes() -> list[dict[str, float]]:
+    """Give what each node of the cluster has; Ray lists those too that have left."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def pools(request: Request) -> Pools:
     """Share the cluster out between decoding and encoding, within a budget of memory.
 
@@ -119,11 +126,10 @@ def pools(request: Request) -> Pools:
     Raises:
         InputError: there is no CPU, too few for the steps to run beside each other, or too little memory.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
-    if not nodes:
+    workers = [node for node in nodes() if node.get("CPU", 0) >= 1]
+    if not workers:
         raise InputError("cluster: no node has a whole CPU; wanted at least one with four")
-    return _fitted_to_memory(_shares(nodes, request), nodes, request)
+    return _fitted_to_memory(_shares(workers, request), workers, request)
 
 
 def named(error: Exception) -> RunError | None:
@@ -134,8 +140,7 @@ def named(error: Exception) -> RunError | None:
             return cause
     for cause in causes:
         if isinstance(cause, (*STORE_ERRORS, *RAY_STORAGE_ERRORS)):
-            said = f"{type(cause).__name__}: {cause}"
-            return IncompleteError(f"storage failed: {said}; see to it, and the same command goes on")
+            return storage_failed(cause)
         if isinstance(cause, ExecutionTimeoutError):
             return IncompleteError(f"nothing has moved: {cause}; run the same command again")
         if isinstance(cause, ray.exceptions.OutOfMemoryError):
@@ -164,6 +169,7 @@ def _shares(nodes: list[dict[str, float]], request: Request) -> Pools:
         preprocessors = max(1, sum(cpus) - max(2, sum(cpus) // 8))
         preprocessor_cpus = min(1.0, sum(cpus) / 2 / preprocessors)
         readers, encoders, threads, block_rows = max(2, preprocessors // 2), gpus, None, GPU_BLOCK_ROWS
+        write_rows = request.unit_rows
     else:
         # A small machine claims more logical CPUs than it has (MIN_LOGICAL_CPUS); threads are for those it has.
         cores = [min(cpus[0], available_cpus())] if len(cpus) == 1 else cpus
@@ -174,6 +180,7 @@ def _shares(nodes: list[dict[str, float]], request: Request) -> Pools:
         preprocessors = sum(max(1, count if is_large else count // 4) for count in cores)
         preprocessor_cpus = min(0.5, sum(cpus) / 2 / preprocessors)
         readers, block_rows = 2 * len(cpus), CPU_BLOCK_ROWS * min(8, encoders)
+        write_rows = min(request.unit_rows, FILE_ROWS_PER_CPU * sum(cores))
     fetchers = readers if request.fetches else 0
     # Actors are placed first; what is left must do for a read and a write, or nothing ever moves.
     wanted = preprocessors * preprocessor_cpus + (fetchers + 2) * TASK_CPUS
@@ -190,7 +197,7 @@ def _shares(nodes: list[dict[str, float]], request: Request) -> Pools:
         encoder_gpus=1.0 if gpus else 0.0,
         encoder_threads=threads,
         writers=max(1, gpus or len(cpus)),
-        write_rows=request.unit_rows,
+        write_rows=write_rows,
         block_rows=block_rows,
         in_flight_bytes=0,
     )

@@ -23,3 +23,9 @@ class LeaseHeldError(RunError):
     """Another run writes this table."""
 
     exit_status = 4
+
+
+def storage_failed(error: Exception | str, where: str = "") -> IncompleteError:
+    """Give the error of a run that storage ended, and not only for a moment."""
+    said = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    return IncompleteError(f"{where}storage failed: {said}; see to it, and the same command goes on")

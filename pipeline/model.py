@@ -41,6 +41,10 @@ INTERPOLATIONS: dict[str, Literal["bicubic", "bilinear"]] = {
 }
 
 
+# Of each pixel of a picture: as decoded, over the fill colour, turned, and in RGB, four bytes each.
+BYTES_PER_PIXEL = 16
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one image may cost; no limit changes a vector."""
@@ -49,6 +53,11 @@ class Limits:
     max_image_bytes: int = 64 << 20
     max_image_pixels: int = 100_000_000
     max_decode_s: float = 10.0  # of processor time
+
+    @property
+    def picture_bytes(self) -> int:
+        """Give what decoding one picture may take in memory."""
+        return BYTES_PER_PIXEL * self.max_image_pixels + 2 * self.max_image_bytes
 
 
 DEFAULT_LIMITS = Limits()

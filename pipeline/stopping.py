@@ -44,18 +44,20 @@ class Stopping:
         self.deadline_s = deadline_s
         self.hang_s = hang_s
         self.drain_s = drain_s
-        self.began = self._alive = time.monotonic()
+        self.began = time.monotonic()
+        alive()
         self._asked: float | None = None  # when SIGTERM came
         self._why: str | None = None
         self._done = threading.Event()
         self._guard = threading.Thread(target=self._watch, name="stopping", daemon=True)
-        self._ear = _Ear(self)
+        self._ear = _Ear()
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Stopping":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
-            self.take_signals()
+            signal.signal(signal.SIGTERM, self._drain)  # `compute.start_ray` keeps it so
+            signal.signal(signal.SIGALRM, self._stop)
             logging.getLogger("pipeline").addHandler(self._ear)
             self._guard.start()
         return self
@@ -74,16 +76,6 @@ class Stopping:
     def has_stopped(self) -> bool:
         """Tell whether a limit ended the run."""
         return self._why is not None
-
-    def take_signals(self) -> None:
-        """Take SIGTERM over; `compute.start_ray` keeps it so."""
-        if self._before:
-            signal.signal(signal.SIGTERM, self._drain)
-            signal.signal(signal.SIGALRM, self._stop)
-
-    def sign_of_life(self) -> None:
-        """Say that something moved."""
-        self._alive = time.monotonic()
 
     def _drain(self, number: int, frame: FrameType | None) -> None:
         if self._asked is None:
@@ -115,7 +107,7 @@ class Stopping:
             return ending.format("stopped by SIGTERM")
         if self.deadline_s is not None and now - self.began > self.deadline_s:
             return ending.format(f"the deadline of {self.deadline_s:.0f} s has passed")
-        if now - max(self._alive, _last_sign) > self.hang_s:
+        if now - _last_sign > self.hang_s:
             return ending.format(f"nothing has moved for {self.hang_s:.0f} s")
         return None
 
@@ -123,11 +115,7 @@ class Stopping:
 class _Ear(logging.Handler):
     """Takes every log line of this package for a sign of life."""
 
-    def __init__(self, stopping: Stopping) -> None:
-        super().__init__()
-        self.stopping = stopping
-
     def emit(self, record: logging.LogRecord) -> None:
         """Note that something was said."""
         if record.name != PROGRESS:
-            self.stopping.sign_of_life()
+            alive()

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 TEMPORARY_SUFFIX = ".tmp"
 PROBE = ".probe-"  # how files begin that only test whether a store can be written
-REMOVE_THREADS = 16
+REMOVE_THREADS, REMOVED_AT_ONCE = 16, 1000
 
 
 class Store:
@@ -159,14 +159,21 @@ class Store:
                 raise content
         return {path: None if isinstance(content, Exception) else content for path, content in contents.items()}
 
-    def remove_many(self, paths: Iterable[str]) -> None:
-        """Remove files, many at a time where they are far away."""
-        if self.is_local:
-            for path in paths:
-                self.remove(path)
-            return
-        with ThreadPoolExecutor(REMOVE_THREADS) as pool:
-            list(pool.map(self.remove, paths))
+    def remove_many(self, paths: Sequence[str], check: Callable[[], None]) -> None:
+        """Remove files, in their order on disks, many at a time where they are far away.
+
+        Args:
+            check: called before every thousand; it raises when they are not ours to remove any more.
+        """
+        for start in range(0, len(paths), REMOVED_AT_ONCE):
+            some = paths[start : start + REMOVED_AT_ONCE]
+            check()
+            if self.is_local:
+                for path in some:
+                    self.remove(path)
+            else:
+                with ThreadPoolExecutor(REMOVE_THREADS) as pool:
+                    list(pool.map(self.remove, some))
 
     def remove(self, relative: str) -> None:
         """Remove a file; one that is gone already is no error. Empty folders above it go too, on disks."""

@@ -117,7 +117,7 @@ def test_a_deadline_ends_a_run_however_lively():
     done = process("""
 def body(watch):
     while True:
-        watch.sign_of_life()
+        stopping.alive()
         logging.getLogger("pipeline.embedding").info("unit=a")
         step(10)
 
@@ -133,7 +133,7 @@ run(body, deadline_s=100, hang_s=15)
     ("speak", "is_life"),
     [
         ("logging.getLogger('pipeline.embedding.receipts').info('unit=a')", True),
-        ("watch.sign_of_life()", True),
+        ("stopping.alive()", True),
         ("logging.getLogger('pipeline.progress').info('rows=0')", False),
         ("logging.getLogger('ray.data').warning('still running')", False),
         ("None", False),

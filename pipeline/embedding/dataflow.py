@@ -22,7 +22,6 @@ from pipeline.embedding.plan import Survey
 from pipeline.embedding.preprocess import Preprocess
 from pipeline.embedding.read import ReadSpec, UnitSource
 from pipeline.embedding.reuse import Elder, Reuse, ReuseSpec
-from pipeline.embedding.sandbox import BYTES_PER_PIXEL
 from pipeline.embedding.write import Write, WriteSpec
 from pipeline.model import EncodeSpec, PreprocessSpec
 from pipeline.store import Store
@@ -175,13 +174,12 @@ def pools_for(config: EmbedConfig, record: TableRecord, found: Survey) -> Pools:
     Raises:
         InputError: the cluster is too small, or the memory budget.
     """
-    limits = record.preprocess.limits
     pools = compute.pools(
         Request(
             row_bytes=record.preprocess.pixel_bytes + found.kept_bytes + TEXT_BYTES,
             written_bytes=4 * record.d + found.kept_bytes + TEXT_BYTES,
             unit_rows=config.unit_rows,
-            picture_bytes=BYTES_PER_PIXEL * limits.max_image_pixels + 2 * limits.max_image_bytes,
+            picture_bytes=record.preprocess.limits.picture_bytes,
             image_bytes=found.image_bytes,
             fetches=record.image_kind != "bytes",
             threads=config.encode.threads,

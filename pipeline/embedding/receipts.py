@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline.errors import IncompleteError
+from pipeline.errors import IncompleteError, storage_failed
 from pipeline.lease import Lease
 from pipeline.seal import seal
 from pipeline.stopping import alive
@@ -21,7 +21,6 @@ from pipeline.table import File, Receipt, Unit, parse_receipt, read_receipts, re
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 1000  # files that go between two looks at the lease
 KINDS = ("data", "rejects", "receipts")  # the folders of a table
 
 
@@ -71,9 +70,7 @@ class Ledger:
         """
         unit = self.units[part["unit"]]
         if part["failed"] is not None:
-            raise IncompleteError(
-                f"unit {unit.id}: storage failed: {part['failed']}; see to it, and the same command goes on"
-            )
+            raise storage_failed(part["failed"], f"unit {unit.id}: ")
         if part["unreadable"] is not None:
             self.unreadable[unit.id] = part["unreadable"]
             logger.warning("unit=%s unreadable=%s", unit.id, part["unreadable"])
@@ -101,12 +98,9 @@ class Ledger:
 
     def retire(self, receipts: list[Receipt]) -> None:
         """Withdraw receipts; their files are then unnamed."""
-        for start in range(0, len(receipts), AT_ONCE):
-            some = receipts[start : start + AT_ONCE]
-            self.lease.confirm()
-            self.store.remove_many(receipt_path(self.folder, receipt.unit) for receipt in some)
-            for receipt in some:
-                del self.receipts[receipt.unit]
+        self.store.remove_many([receipt_path(self.folder, receipt.unit) for receipt in receipts], self.lease.confirm)
+        for receipt in receipts:
+            del self.receipts[receipt.unit]
 
     def check_files(self) -> None:
         """Look whether every file is there that a receipt names.
@@ -128,10 +122,8 @@ class Ledger:
             return 0
         self.lease.confirm()
         self.receipts = read_receipts(self.store, self.folder)  # as they are, not as this run remembers them
-        extra = list(unnamed(table_files(self.store, self.folder), self.receipts.values()))
-        for start in range(0, len(extra), AT_ONCE):
-            self.lease.check()
-            self.store.remove_many(f"{self.folder}/{path}" for path in extra[start : start + AT_ONCE])
+        extra = unnamed(table_files(self.store, self.folder), self.receipts.values())
+        self.store.remove_many([f"{self.folder}/{path}" for path in extra], self.lease.check)
         logger.info("table=%s unnamed_files_removed=%d", self.folder, len(extra))
         return len(extra)
 

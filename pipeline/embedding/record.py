@@ -52,6 +52,11 @@ def space_of(config: EmbedConfig) -> Space:
     return Space(checkpoint, preprocess, dimensions or checkpoint.embed_dim, checkpoint.space(preprocess, dimensions))
 
 
+def table_name(config: EmbedConfig, space: Space) -> str:
+    """Give the name of the table that a config writes."""
+    return config.table or f"{config.source.name}__{space.name}"
+
+
 def new_record(config: EmbedConfig, space: Space, found: Survey) -> TableRecord:
     """Say what all rows of the table will have in common.
 

@@ -32,7 +32,7 @@ from pipeline.embedding.dataflow import dataflow, pools_for, read_spec, steps_fo
 from pipeline.embedding.plan import cut, survey
 from pipeline.embedding.read import UnitSource
 from pipeline.embedding.receipts import Ledger
-from pipeline.embedding.record import agreed, new_record, space_of
+from pipeline.embedding.record import agreed, new_record, space_of, table_name
 from pipeline.embedding.shards import read_shards, write_shards
 from pipeline.errors import IncompleteError, InputError
 from pipeline.lease import Lease
@@ -98,7 +98,7 @@ def embed(
     store = Store(config.store)
     with run.stage("plan"):
         space = space_of(config)
-        run.table = table = config.table or f"{config.source.name}__{space.name}"
+        run.table = table = table_name(config, space)
         run.model = {"id": space.checkpoint.model_id, "space": space.name, "d": space.d}
         run.model["sha256"] = space.checkpoint.sha256
         store.check_writable(single_writer=config.single_writer)
@@ -152,7 +152,7 @@ def _embed_units(job: Job, pending: list[Unit], left_out: dict[str, NDArray[np.i
     """Run the data flow over some units and commit them."""
     config, store, record, ledger = job.config, job.store, job.record, job.ledger
     compute.start_ray()
-    job.run.cluster = {"nodes": float(len(ray.nodes())), **ray.cluster_resources()}
+    job.run.cluster = {"nodes": float(len(compute.nodes())), **ray.cluster_resources()}
     pools = pools_for(config, record, job.found)
     store.replace_json(f"sources/{config.source.name}.json", config.source.model_dump(mode="json"))
     store.replace_json(f"{job.folder}/config.json", config.model_dump(mode="json"))

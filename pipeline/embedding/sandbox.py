@@ -34,8 +34,7 @@ START_S = 120.0  # to start and import, on a machine that is busy starting other
 # A decoder may also wait for ever and use no processor; then the wall clock ends it, late enough for busy machines.
 WALL_FACTOR, WALL_EXTRA_S = 10.0, 60.0
 BURIAL_S = 10.0  # for a process that hung up to be gone
-# Bytes for each pixel of the largest picture allowed: as decoded, over the fill colour, turned, and in RGB, four each.
-BYTES_PER_PIXEL, EXTRA_BYTES = 16, 1 << 30
+EXTRA_BYTES = 1 << 30  # of address space, beside what a picture takes: libraries map more than they touch
 KEPT_VARIABLES = ("PATH", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR")
 
 # Given back to the system after each image, and asked for again, memory costs a quarter of the time (glibc; measured on
@@ -260,7 +259,7 @@ def _confine(spec: PreprocessSpec) -> None:
     if sys.platform == "linux":
         pages = int(open("/proc/self/statm", encoding="ascii").read().split()[0])  # noqa: SIM115, PTH123
         used = pages * resource.getpagesize()
-        most = used + BYTES_PER_PIXEL * spec.limits.max_image_pixels + 2 * spec.limits.max_image_bytes + EXTRA_BYTES
+        most = used + spec.limits.picture_bytes + EXTRA_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 

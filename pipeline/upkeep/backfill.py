@@ -13,11 +13,12 @@ from pipeline.analysis.findings import Findings, find
 from pipeline.analysis.report import render
 from pipeline.config import BackfillConfig, EmbedConfig, IndexConfig, RunConfig
 from pipeline.embedding.run import Report, embed
-from pipeline.errors import IncompleteError, RunError
+from pipeline.errors import RunError, storage_failed
 from pipeline.filesystem import FINAL_ERRORS, STORE_ERRORS
 from pipeline.indexing.choose import check_mergeable
-from pipeline.indexing.publish import Card
+from pipeline.indexing.publish import Card, index_folder
 from pipeline.indexing.run import build
+from pipeline.lease import Lease
 from pipeline.runs import RUN_FILE, Run, new_run, recorded, run_folder
 from pipeline.schema import Reason
 from pipeline.stopping import Stopping
@@ -46,9 +47,9 @@ def backfill(config: BackfillConfig) -> tuple[Report, Card]:
                     cards.append(build(index_config(config, table)))
                 run.index = asdict(cards[-1])
             finally:  # versions that miss their recall pile up too
-                with run.stage("clear"):
-                    remove(store, old_versions(store, table, config.keep_versions))
-                    remove(store, old_runs(store, table, config.keep_runs))
+                with run.stage("clear"), Lease(store, index_folder(table)) as lease:
+                    remove(store, old_versions(store, table, config.keep_versions), lease)
+                    remove(store, old_runs(store, table, config.keep_runs), lease)
 
         if config.index.factory is not None:
             check_mergeable(config.index.factory)  # before hours of embedding, not after
@@ -88,10 +89,7 @@ def _watched(job: str, config: RunConfig) -> Iterator[Run]:
             except FINAL_ERRORS:  # a file that is not there is our mistake, not the store's
                 raise
             except STORE_ERRORS as error:
-                said = f"{type(error).__name__}: {error}"
-                raise IncompleteError(
-                    f"stage {run.at}: storage failed: {said}; see to it, and the same command goes on"
-                ) from error
+                raise storage_failed(error, f"stage {run.at}: ") from error
     finally:
         _write_report(store, run, is_brief=stopping.has_stopped or not run.now.get("rows"))
 

@@ -43,17 +43,24 @@ def vacuum(config: VacuumConfig) -> list[Waste]:
     store.check_writable(single_writer=config.single_writer)
     with Lease(store, table_folder(table)) as lease, Lease(store, publish.index_folder(table)) as index_lease:
         waste = list(_waste(store, table, config))
-        lease.confirm()
-        index_lease.confirm()
-        remove(store, waste)
+        remove(store, waste, lease, index_lease)
     return waste
 
 
-def remove(store: Store, waste: Iterable[Waste]) -> None:
-    """Remove files: receipts, cards and records before what they name, however many go at a time."""
+def remove(store: Store, waste: Iterable[Waste], *leases: Lease) -> None:
+    """Remove files as long as the leases are held: receipts, cards and records before what they name.
+
+    Raises:
+        IncompleteError: a lease was lost.
+    """
+
+    def confirm() -> None:
+        for lease in leases:
+            lease.confirm()
+
     gone = list(waste)
-    store.remove_many(file.path for file in gone if file.path.endswith(".json"))
-    store.remove_many(file.path for file in gone if not file.path.endswith(".json"))
+    store.remove_many([file.path for file in gone if file.path.endswith(".json")], confirm)
+    store.remove_many([file.path for file in gone if not file.path.endswith(".json")], confirm)
     for file in gone:
         logger.info("removed=%s bytes=%d why=%s", file.path, file.bytes, file.why)
 
