@@ -149,14 +149,23 @@ class Lease:
         self.store.replace(self._name(self.number), self._content(released=True))
 
     def _is_silent(self, number: int, held: dict[str, Any]) -> bool:
-        """Tell whether an owner that should have renewed, by our clock, does not for two beats of its heart."""
-        if 0 <= time.time() - held["renewed_s"] <= held["expires_s"]:
+        """Tell whether an owner that should have renewed, by our clock, does not for as long as its lease lasts.
+
+        By then it has stopped by its own clock, whatever that says: see `check`.
+        """
+        expires_s, renew_s = held["expires_s"], held.get("renew_s", RENEW_S)
+        if 0 <= time.time() - held["renewed_s"] <= expires_s:
             return False
         logger.info(
-            "lease=%s looks expired; watching whether %s on %s is alive", self.folder, held["pid"], held["host"]
-        )
-        time.sleep(2 * held.get("renew_s", RENEW_S))
-        return self._newest() == number and self._read(number) == held
+            "lease=%s looks expired; watching for %.0f s whether process %s on %s is alive",
+            self.folder, expires_s, held["pid"], held["host"],
+        )  # fmt: skip
+        until = _clock_s() + expires_s
+        while _clock_s() < until:
+            time.sleep(renew_s)
+            if self._newest() != number or self._read(number) != held:
+                return False
+        return True
 
     def _newest(self) -> int:
         names = [name.removesuffix(".json") for name in self.store.files(self.folder)]
