@@ -8,6 +8,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before any import of ray
@@ -130,6 +131,15 @@ def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def light_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs of this process encode by something that starts at once, where the vectors are not the question."""
+    from pipeline.embedding.dataflow import dataflow
+    from tests.light import LightEncode
+
+    monkeypatch.setattr("pipeline.embedding.run.dataflow", partial(dataflow, encode=LightEncode))
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,15 @@ def rows_of(store: Path, kind: str = "data") -> pa.Table:
     return ds.dataset(store / table_folder("t") / kind, partitioning="hive").to_table()
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small corpus, and a table that was begun with it."""
+    folder = tmp_path_factory.mktemp("begun")
+    write_shard(folder / "corpus" / "a.parquet", 0, [encoded(i) for i in range(20)])
+    embed(config(folder / "corpus", folder / "store"))
+    return folder
+
+
 def test_every_row_is_embedded_or_rejected_and_any_reader_sees_exactly_those(corpus: Path, tmp_path: Path):
     store = tmp_path / "store"
     report = embed(config(corpus, store, source={"keep_columns": ("label", "number")}))
@@ -93,6 +102,7 @@ def test_each_vector_is_that_of_its_own_image(corpus: Path, tmp_path: Path):
         assert float(expected[0] @ torch.tensor(row["vector"])) >= 0.9999
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_a_second_run_skips_everything_and_changes_nothing(corpus: Path, tmp_path: Path):
     first = embed(config(corpus, tmp_path / "store"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
@@ -101,6 +111,7 @@ def test_a_second_run_skips_everything_and_changes_nothing(corpus: Path, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == before
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_a_new_shard_is_embedded_alone_and_a_rewritten_one_takes_the_place_of_its_old_self(
     corpus: Path, tmp_path: Path
 ):
@@ -117,6 +128,7 @@ def test_a_new_shard_is_embedded_alone_and_a_rewritten_one_takes_the_place_of_it
     )
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_files_that_no_receipt_names_are_gone_after_a_run(corpus: Path, tmp_path: Path):
     store = tmp_path / "store"
     embed(config(corpus, store))
@@ -128,6 +140,7 @@ def test_files_that_no_receipt_names_are_gone_after_a_run(corpus: Path, tmp_path
     assert rows_of(store).num_rows == 115
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_partitions_are_folders_above_the_units(corpus: Path, tmp_path: Path):
     store = tmp_path / "store"
     embed(config(corpus, store, source={"keep_columns": ("label", "number")}, partition_by=("label",)))
@@ -137,6 +150,7 @@ def test_partitions_are_folders_above_the_units(corpus: Path, tmp_path: Path):
         assert label == ("cat", "dog", None)[int(key.removeprefix("row-")) % 3]
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_references_and_structs_of_hugging_face_are_read(tmp_path: Path):
     folder = tmp_path / "corpus"
     folder.mkdir()
@@ -171,12 +185,14 @@ def test_source_and_store_on_s3(corpus: Path, tmp_path: Path, s3: str):
     assert embed(config(corpus, f"{s3}/store", source={"path": f"{s3}/corpus/*.parquet"})).rows_now == 0
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_one_huge_row_group_is_one_unit(tmp_path: Path):
     write_shard(tmp_path / "corpus" / "a.parquet", 0, [encoded(i, 64, 64) for i in range(300)], group_rows=1000)
     report = embed(config(tmp_path / "corpus", tmp_path / "store"))
     assert (report.units, report.embedded) == (1, 300)
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_a_corpus_of_rejects_only_stays_accounted_for(tmp_path: Path):
     write_shard(tmp_path / "corpus" / "a.parquet", 0, [b"text"] * 12)
     with pytest.raises(IncompleteError, match="12 of 12 rows rejected"):
@@ -185,6 +201,7 @@ def test_a_corpus_of_rejects_only_stays_accounted_for(tmp_path: Path):
     assert (report.rows_now, report.rejected, report.embedded) == (0, 12, 0)
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_more_rejects_than_allowed_fail_the_run_and_keep_what_was_embedded(corpus: Path, tmp_path: Path):
     with pytest.raises(IncompleteError, match=r"[2-5] of 120 rows rejected .*, more than max_reject_fraction 0\.01"):
         embed(config(corpus, tmp_path / "store", max_reject_fraction=0.01))
@@ -209,12 +226,12 @@ def test_more_rejects_than_allowed_fail_the_run_and_keep_what_was_embedded(corpu
         ({"source": {"keep_columns": ("image",)}, "partition_by": ("image",)}, "'image' is binary; wanted text"),
     ],
 )
-def test_a_table_never_mixes(corpus: Path, tmp_path: Path, changes: dict, said: str):
-    embed(config(corpus, tmp_path / "store"))
+def test_a_table_never_mixes(begun: Path, changes: dict, said: str):
     with pytest.raises(InputError, match=said):
-        embed(config(corpus, tmp_path / "store", **changes))
+        embed(config(begun / "corpus", begun / "store", **changes))
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_other_weights_or_another_mean_are_another_space_and_an_append_is_refused(corpus: Path, tmp_path: Path):
     embed(config(corpus, tmp_path / "store"))
     space = read_record(Store(str(tmp_path / "store")), "t").space
@@ -248,6 +265,7 @@ def test_what_rows_were_computed_with_stands_in_the_record_and_the_receipts(corp
     assert store.read_json(f"{table_folder('t')}/table.json")["versions"]["torch"] in report.encoders[0]
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_the_first_of_equal_keys_is_embedded_and_the_others_are_rejects(corpus: Path, tmp_path: Path):
     first = {"source": {"duplicate_keys": "first"}, "max_reject_fraction": 0.05}
     write_shard(corpus / "shard-3.parquet", 0, [encoded(i) for i in range(50)])
@@ -267,6 +285,7 @@ def test_the_first_of_equal_keys_is_embedded_and_the_others_are_rejects(corpus: 
     assert len(keys) == len(set(keys)) == 125
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_a_row_whose_elder_was_never_committed_is_not_lost(corpus: Path, tmp_path: Path):
     """A run dies after it rejected a duplicate and before it embedded the row that this one gave way to."""
     first = {"source": {"duplicate_keys": "first"}}
@@ -282,6 +301,7 @@ def test_a_row_whose_elder_was_never_committed_is_not_lost(corpus: Path, tmp_pat
     assert len(keys) == len(set(keys)) == 115
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_images_are_fetched_by_http_where_it_is_allowed(tmp_path: Path):
     pictures = {f"/{i}.jpg": encoded(i) for i in range(5)}
 
@@ -315,6 +335,7 @@ def test_images_are_fetched_by_http_where_it_is_allowed(tmp_path: Path):
     server.shutdown()
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_a_slow_image_is_one_reject_of_the_run(corpus: Path, tmp_path: Path):
     slow = saved(Image.new("RGB", (9900, 9900), "red"), compress_level=1)
     write_shard(corpus / "shard-3.parquet", 500, [slow, encoded(1)])
@@ -349,6 +370,7 @@ def gif(frames: int) -> bytes:
     return one[:body] + one[body:-1] * frames + b";"
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_a_zoo_of_hostile_files_costs_next_to_nothing(tmp_path: Path):
     (tmp_path / "corpus").mkdir()
     wanted = zoo(tmp_path / "corpus")
@@ -374,6 +396,7 @@ def test_a_zoo_of_hostile_files_costs_next_to_nothing(tmp_path: Path):
     sandbox.close()
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_a_cell_of_200_megabytes_is_a_reject_by_its_length(tmp_path: Path):
     write_shard(tmp_path / "corpus" / "a.parquet", 0, [encoded(1), encoded(1) + bytes(200 << 20), encoded(2)])
     report = embed(config(tmp_path / "corpus", tmp_path / "store", max_reject_fraction=1.0))
@@ -438,6 +461,7 @@ def test_a_budget_of_memory_is_stated_and_kept(corpus: Path, tmp_path: Path, cap
     assert not list((tmp_path / "other").rglob("table.json"))
 
 
+@pytest.mark.usefixtures("light_encoder")
 def test_kept_columns_far_larger_than_pixels_do_not_stall_the_run(tmp_path: Path):
     shard = write_shard(tmp_path / "corpus" / "a.parquet", 0, [encoded(i) for i in range(300)])
     rows = pq.read_table(shard)
