@@ -113,6 +113,12 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def totals() -> dict[str, float]:
+    """Count the cluster's nodes and what they have together, without what only names a node."""
+    resources = ray.cluster_resources().items()
+    return {"nodes": float(len(nodes())), **{name: count for name, count in resources if not name.startswith("node:")}}
+
+
 def pools(request: Request) -> Pools:
     """Share the cluster out between decoding and encoding, within a budget of memory.
 

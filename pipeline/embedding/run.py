@@ -152,7 +152,7 @@ def _embed_units(job: Job, pending: list[Unit], left_out: dict[str, NDArray[np.i
     """Run the data flow over some units and commit them."""
     config, store, record, ledger = job.config, job.store, job.record, job.ledger
     compute.start_ray()
-    job.run.cluster = {"nodes": float(len(compute.nodes())), **ray.cluster_resources()}
+    job.run.cluster = compute.totals()
     pools = pools_for(config, record, job.found)
     store.replace_json(f"sources/{config.source.name}.json", config.source.model_dump(mode="json"))
     store.replace_json(f"{job.folder}/config.json", config.model_dump(mode="json"))
