@@ -97,11 +97,17 @@ def first_rows(units: list[Unit], max_rows: int | None) -> list[Unit]:
 
 
 def left_out_rows(job: Job) -> dict[str, NDArray[np.int64]]:
-    """Find the rows whose key an earlier row has, where what earlier runs committed is the earliest."""
+    """Find the rows whose key an earlier row has, where what earlier runs committed is the earliest.
+
+    Of shards that are done the table has the keys: they are not read again.
+    """
     if job.config.source.key_column is None:
         return {}
     ledger = job.ledger
     receipts = [ledger.receipts[unit] for unit in ledger.units if unit in ledger.receipts]
+    done = _done_shards(ledger)
+    settled = [receipt for receipt in receipts if receipt.shard in done]
+    receipts = [receipt for receipt in receipts if receipt.shard not in done]
     once = [receipt for receipt in receipts if receipt.unit not in ledger.again]
     twice = [receipt for receipt in receipts if receipt.unit in ledger.again]
     present = ledger.shards
@@ -113,12 +119,19 @@ def left_out_rows(job: Job) -> dict[str, NDArray[np.int64]]:
         rejected=_rejected_rows(job, once, {Reason.DUPLICATE_KEY}),
         reopened=_rejected_rows(job, twice, set(Reason)),
         elsewhere=tuple(
-            KeyFile(f"{job.store.url}/{job.folder}/{file.path}", file.rows, schema.ROW_ID)
-            for receipt in others
-            for file in receipt.data
+            KeyFile(f"{job.store.url}/{job.folder}/{file.path}", file.rows, schema.ROW_ID, receipt.shard)
+            for receipt, files in [*((r, r.data) for r in others), *((r, (*r.data, *r.rejects)) for r in settled)]
+            for file in files
         ),
     )
-    return duplicate_rows(job.config.source, job.found.shards, committed)
+    shards = tuple(shard for shard in job.found.shards if shard.url not in done)
+    return duplicate_rows(job.config.source, shards, committed)
+
+
+def _done_shards(ledger: Ledger) -> set[str]:
+    """Name the shards with nothing pending, none of whose rows gave way to another of its key."""
+    unsettled = {r.shard for r in ledger.receipts.values() if Reason.DUPLICATE_KEY in r.reasons}
+    return ledger.shards - {unit.shard for unit in ledger.pending} - unsettled
 
 
 def elders_of(job: Job, pending: list[Unit]) -> dict[str, tuple[Elder, ...]]:

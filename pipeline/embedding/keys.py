@@ -1,8 +1,8 @@
 """Which rows have a key that an earlier row has: 64-bit hashes find suspects, the keys themselves convict them.
 
-In: a source's config, its shards, what earlier runs committed, and rows that the table has from elsewhere. Out: row
-numbers of each shard, or an error that names both places. Keys are equal if their texts are. Takes some 25 bytes a row,
-and for every suspect its key as Arrow and some 50 bytes. Knows nothing of images.
+In: a source's config, shards, what earlier runs committed of them, and files of the table that have the rows of others.
+Out: row numbers of each shard, or an error that names both places. Keys are equal if their texts are. Takes some 25
+bytes a row, and for every suspect its key as Arrow and some 50 bytes. Knows nothing of images.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,6 +35,10 @@ class KeyFile:
     url: str
     rows: int
     column: str
+    shard: str | None = None  # that the rows of a file of the table are of
+
+    def __str__(self) -> str:
+        return self.url if self.shard is None else f"{self.url}, as the table has {self.shard}"
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Committed:
     units: tuple[Unit, ...] = ()
     rejected: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)  # by shard, of these: for their key
     reopened: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)  # by shard, of these: to be tried again
-    elsewhere: tuple[KeyFile, ...] = ()  # files of the table whose rows are of no present shard
+    elsewhere: tuple[KeyFile, ...] = ()  # files of the table, for rows of shards that are not given
 
 
 def duplicate_rows(
@@ -214,7 +218,7 @@ def _first_equal(keys: pa.ChunkedArray, is_pending: NDArray[np.bool_], number: i
 
 def _place(files: tuple[KeyFile, ...], position: np.int64) -> str:
     ((file, rows),) = _by_file(files, position.reshape(1))
-    return f"row {rows[0]} of {file.url}"
+    return f"row {rows[0]} of {file}"
 
 
 def _by_file(files: tuple[KeyFile, ...], positions: NDArray[np.int64]) -> Iterator[tuple[KeyFile, NDArray[np.int64]]]:

@@ -102,23 +102,25 @@ class Ledger:
         for receipt in receipts:
             del self.receipts[receipt.unit]
 
-    def check_files(self) -> None:
-        """Look whether every file is there that a receipt names.
-
-        Raises:
-            IncompleteError: one is not; its receipt is withdrawn, so that its unit is pending.
-        """
-        lost = incomplete(table_files(self.store, self.folder), self.receipts.values())
-        self.retire(lost)
-        if lost:
-            raise IncompleteError(
-                f"{self.folder}: files of {len(lost)} units were missing, as of {lost[0].unit}; run the same command "
-                "again to embed them once more"
-            )
+    def retire_lost(self) -> None:
+        """Withdraw receipts that name a file which is not there, so that their units are pending."""
+        if lost := incomplete(table_files(self.store, self.folder), self.receipts.values()):
+            logger.warning("table=%s units_lost=%d as=%s: files are missing", self.folder, len(lost), lost[0].unit)
+            self.retire(lost)
 
     def remove_unnamed_files(self) -> int:
-        """Remove what attempts that died left behind, which no receipt names: how many files."""
-        if not unnamed(table_files(self.store, self.folder), self.receipts.values()):
+        """Remove what attempts that died left behind, which no receipt names: how many files.
+
+        Raises:
+            IncompleteError: a file that a receipt names is not there.
+        """
+        found = table_files(self.store, self.folder)
+        if lost := incomplete(found, self.receipts.values()):
+            raise IncompleteError(
+                f"{self.folder}: files of {len(lost)} units are missing, as of {lost[0].unit}; run the same command "
+                "again to embed them once more"
+            )
+        if not unnamed(found, self.receipts.values()):
             return 0
         self.lease.confirm()
         self.receipts = read_receipts(self.store, self.folder)  # as they are, not as this run remembers them

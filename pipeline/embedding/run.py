@@ -111,6 +111,7 @@ def embed(
             stored = read_record(store, table)
             record = wanted if stored is None else agreed(table, stored, wanted)
             ledger = Ledger(store, table_folder(table), (shard.url for shard in found.shards), units, lease)
+            ledger.retire_lost()
             job = Job(config, store, table, record, found, ledger, run)
             skipped = len(units) - len(ledger.pending)
             note_source(job)
@@ -136,7 +137,6 @@ def embed(
         finally:
             report = _report(job, skipped, time.monotonic() - started)
         _check_counts(report, job)
-        ledger.check_files()
         withdraw(job)
         try:
             if then is not None:

@@ -92,6 +92,7 @@ class Writer:
         self.lease.take()
         self.units = cut(tuple(shards.values()), UNIT_ROWS)
         self.ledger = Ledger(self.store, FOLDER, shards, self.units, self.lease)
+        self.ledger.retire_lost()
         self.written: list[dict] = []
         self.next_row = {unit.id: unit.first_row for unit in self.ledger.pending}
 
@@ -119,7 +120,6 @@ class Writer:
     def finish(self, removes: bool) -> None:
         """End as a run does whose units are all there, or not yet."""
         old = self.ledger.replaced() + (self.ledger.removed(()) if removes else [])
-        self.ledger.check_files()
         self.ledger.retire(old)
         self.ledger.remove_unnamed_files()
         self.lease.release()

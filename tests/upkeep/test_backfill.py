@@ -145,6 +145,35 @@ def test_a_copied_shard_is_as_it_was_where_contents_are_asked_for(corpus: Path):
 
 
 @pytest.mark.usefixtures("light_encoder")
+def test_unchanged_shards_are_never_read_again(corpus: Path):
+    given = config(corpus, source={"fingerprint": "listing"})
+    backfill(given)
+    for path in sorted(corpus.iterdir())[1:]:  # as listed, and not to be read; the first one's footer has the columns
+        times = path.stat()
+        path.write_bytes(bytes(times.st_size))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    shard(corpus, 10)
+    report, card = backfill(given)
+    assert (report.rows_now, card.ntotal) == (8, 88)
+    write_shard(corpus / "11.parquet", 5, [encoded(1)])
+    with pytest.raises(
+        InputError, match=r"'row-00005' is at row 5 of .*/data/.*, as the table has .*/00\.parquet and ag"
+    ):
+        backfill(given)
+
+
+@pytest.mark.usefixtures("light_encoder")
+def test_units_whose_files_went_missing_are_embedded_again(corpus: Path):
+    backfill(config(corpus))
+    data = corpus.parent / "store" / table_folder("t") / "data"
+    next(data.rglob("*.parquet")).unlink()
+    shard(corpus, 10)
+    report, card = backfill(config(corpus))
+    assert (report.rows_now, report.rows_in, card.ntotal) == (16, 88, 88)
+    assert keys_in(corpus.parent / "store") == keys(*range(11))
+
+
+@pytest.mark.usefixtures("light_encoder")
 def test_rows_of_removed_shards_stay_where_nothing_else_is_asked(corpus: Path):
     fields = {"source": {"removed_shards": "retain"}}
     backfill(config(corpus, **fields))
