@@ -16,9 +16,10 @@ def run(config: IndexConfig) -> None:
 def said(card: Card) -> str:
     """Put a card into two lines."""
     recall = ", ".join(f"{kind} {value:.4f}" for kind, value in card.recall_at_10.items())
+    queries = " and ".join(str(count) for count in card.queries.values())
     return (
         f"index {card.table}/{card.version}: {card.factory}, {card.ntotal} vectors of {card.d}\n"
-        f"recall@10 {recall} on {card.queries} held-out queries, nprobe {card.nprobe}, "
+        f"recall@10 {recall} on {queries} queries, nprobe {card.nprobe}, "
         f"{card.latency_ms:.2f} ms a query on one thread"
     )
 

@@ -209,13 +209,21 @@ class IndexOptions(Config):
     partials: PositiveInt = 8
     """Partial indexes that are filled in parallel."""
     queries: PositiveInt = 1000
-    """Rows that recall is measured with."""
+    """Rows that recall is measured with, as queries by image."""
+    text_queries: str = "ours"
+    """Queries by text that it is measured with: ours; none; a file with one on every line, or Parquet with a column
+    text or vector."""
     seed: int = 0
     """Of the training sample and of those rows."""
 
 
 class IndexConfig(RunConfig, IndexOptions):
     """Build, measure and publish the index of a table: python -m jobs.build_index."""
+
+    model: str | None = None
+    """Where the table's model is now, if it has moved: its text tower encodes queries."""
+    allow_pickle_weights: bool = False
+    """As in the embed job."""
 
 
 class BackfillConfig(EmbedConfig):

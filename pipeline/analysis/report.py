@@ -189,7 +189,8 @@ def _index_facts(card: Record) -> list[Fact]:
     facts += _known(
         card, {"recall_target": "Recall asked for", "latency_ms": "Latency, ms"}, lambda value: f"{value:g}"
     )
-    facts += _known(card, {"queries": "Queries measured with", "qps": "Queries/s, in a batch"}, _number)
+    facts += [(f"Queries by {kind}", _number(count)) for kind, count in (card.get("queries") or {}).items()]
+    facts += _known(card, {"qps": "Queries/s, in a batch"}, _number)
     if card.get("bytes"):
         facts.append(("Size", _bytes(sum(card["bytes"].values()))))
     return facts + _known(card, {"build_seconds": "Built in"}, _duration)
@@ -199,7 +200,7 @@ def _recall(card: Record) -> Chart | None:
     points = [
         (
             max(1e-3, point["latency_ms"]),  # as measured, to three digits; the axis may be logarithmic
-            point["recall_at_10"],
+            min(point["recall_at_10"].values()),
             "exact" if point.get("nprobe") is None else f"nprobe {point['nprobe']}",
             point.get("nprobe") == card.get("nprobe"),
         )

@@ -32,8 +32,9 @@ class Card:
     rerank: int | None
     recall_target: float
     recall_at_10: dict[str, float]  # by kind of query
-    recall_curve: list[dict[str, Any]]  # tune.Measurement of every nprobe tried
-    queries: int
+    recall: dict[str, dict[str, float]]  # by kind of query and number of neighbours
+    recall_curve: list[dict[str, Any]]  # tune.Measurement of every nprobe tried, ascending
+    queries: dict[str, int]  # by kind
     latency_ms: float  # mean of single queries on one thread
     qps: float  # one batch of all queries, on `threads`
     threads: int
@@ -67,11 +68,20 @@ def read_card(store: Store, table: str, version: str) -> Card:
     """
     path = f"{index_folder(table)}/{version}/{CARD}"
     try:
-        return Card(**store.read_json(path))
+        return Card(**_as_of_today(store.read_json(path)))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such index version") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
+
+
+def _as_of_today(fields: dict[str, Any]) -> dict[str, Any]:
+    """Put the fields of a card of formats 1 and 2, which knew queries by image only, as they are now."""
+    if isinstance(fields["queries"], dict):
+        return fields
+    curve = [{**point, "recall_at_10": {"image": point["recall_at_10"]}} for point in fields["recall_curve"]]
+    recall = {kind: {"10": value} for kind, value in fields["recall_at_10"].items()}
+    return {**fields, "queries": {"image": fields["queries"]}, "recall_curve": curve, "recall": recall}
 
 
 def digests(folder: Path) -> tuple[dict[str, int], dict[str, str]]:

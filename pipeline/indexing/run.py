@@ -9,7 +9,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,12 +26,13 @@ from pipeline.config import IndexConfig
 from pipeline.errors import InputError, RunError
 from pipeline.indexing import publish, vectors
 from pipeline.indexing.choose import POINTS_PER_CENTROID, check_mergeable, choose_factory, is_exact, nlist
-from pipeline.indexing.index import Index
+from pipeline.indexing.index import NO_ID, Index
 from pipeline.indexing.merge import merge, merge_ids, merge_vectors, verify
 from pipeline.indexing.partial import Partial, fill, inner_ivf
 from pipeline.indexing.publish import Card
+from pipeline.indexing.queries import Queries, Texts, read_texts
 from pipeline.indexing.train import check_trainable, train, training_rows
-from pipeline.indexing.tune import exact_neighbours, tune
+from pipeline.indexing.tune import exact_neighbours, recall_by_depth, tune
 from pipeline.indexing.vectors import Span
 from pipeline.lease import Lease
 from pipeline.machine import available_cpus
@@ -44,6 +45,9 @@ logger = logging.getLogger(__name__)
 RERANK = 4  # candidates per result wanted; facts/faiss.md 3.6 recommends 4 to 10
 
 
+TextEncoder = Callable[[TableRecord, Sequence[str]], NDArray[np.float32]]
+
+
 @dataclass(frozen=True)
 class Build:
     """What is being built, and from what."""
@@ -54,6 +58,8 @@ class Build:
     table: str
     spans: list[Span]
     factory: str
+    texts: Texts | None  # to measure recall with, beside rows
+    encode_texts: TextEncoder | None
     inputs: str  # digest of all that the result depends on
     version: str
 
@@ -63,11 +69,13 @@ class Build:
         return vectors.count(self.spans)
 
 
-def build(config: IndexConfig, run: Run | None = None) -> Card:
+def build(config: IndexConfig, run: Run | None = None, encode_texts: TextEncoder | None = None) -> Card:
     """Build, measure and publish the index of a table; nothing to do if CURRENT was built from the same.
 
     Args:
         run: where to note which table it is.
+        encode_texts: gives the vectors (n, d) of texts in a table's space; None: recall by text is not measured, unless
+            its queries are vectors already.
 
     Raises:
         InputError: no such table, no vectors in it, or a factory that cannot be used.
@@ -79,7 +87,7 @@ def build(config: IndexConfig, run: Run | None = None) -> Card:
     store.check_writable(single_writer=config.single_writer)
     table = find_table(store, config.table)
     with Lease(store, publish.index_folder(table)) as lease:
-        plan = _plan(config, store, table)
+        plan = _plan(config, store, table, encode_texts)
         if run is not None:
             run.table = table
             write_run(store, run)
@@ -113,7 +121,7 @@ def _same_inputs(plan: Build) -> Card | None:
     return next((card for card in cards if card.inputs == plan.inputs), None)
 
 
-def _plan(config: IndexConfig, store: Store, table: str) -> Build:
+def _plan(config: IndexConfig, store: Store, table: str, encode_texts: TextEncoder | None) -> Build:
     record = read_record(store, table)
     spans = vectors.lay_out(live_receipts(read_receipts(store, table_folder(table)).values()))
     if record is None or not spans:
@@ -122,10 +130,14 @@ def _plan(config: IndexConfig, store: Store, table: str) -> Build:
     factory = check_mergeable(config.factory or choose_factory(n, record.d, config.memory_budget))
     check_trainable(factory, n, record.d)
     files = [file.sha256 for span in spans for file in span.receipt.data]
-    parts = [files, record.space, factory, config.recall_target, config.queries, config.seed]
+    texts = read_texts(config.text_queries, record.d)
+    if texts is not None and texts.vectors is None and encode_texts is None:
+        texts = None
+    asked = [config.recall_target, config.queries, texts and texts.digest]
+    parts = [files, record.space, factory, *asked, config.seed]
     inputs = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     version = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{inputs[:8]}"
-    return Build(config, store, record, table, spans, factory, inputs, version)
+    return Build(config, store, record, table, spans, factory, texts, encode_texts, inputs, version)
 
 
 def _build_version(plan: Build, lease: Lease, scratch: Path, started: float) -> Card:
@@ -151,9 +163,9 @@ def _build_version(plan: Build, lease: Lease, scratch: Path, started: float) -> 
     merge_ids(store, partials, scratch, whole / publish.ROW_IDS)
     _write_units(plan.spans, whole / publish.UNITS)
 
-    xq = vectors.take(store, table_folder(plan.table), plan.spans, query_ids)
-    truth = exact_neighbours(vectors.stream(store, table_folder(plan.table), plan.spans), xq, query_ids)
-    curve = tune(index, nlist(plan.factory), truth, plan.config.recall_target, threads)
+    kinds = _queries(plan, query_ids)
+    truths = exact_neighbours(vectors.stream(store, table_folder(plan.table), plan.spans), kinds)
+    chosen, curve = tune(index, nlist(plan.factory), truths, plan.config.recall_target, threads)
     sizes, sha256 = publish.digests(whole)
     card = Card(
         version=plan.version,
@@ -164,14 +176,15 @@ def _build_version(plan: Build, lease: Lease, scratch: Path, started: float) -> 
         metric="inner_product",
         ntotal=plan.n,
         d=plan.record.d,
-        nprobe=curve[-1].nprobe,
+        nprobe=chosen.nprobe,
         rerank=index.rerank,
         recall_target=plan.config.recall_target,
-        recall_at_10={"image": curve[-1].recall_at_10},
+        recall_at_10=chosen.recall_at_10,
+        recall={truth.kind: recall_by_depth(index, chosen.nprobe, truth) for truth in truths},
         recall_curve=[asdict(point) for point in curve],
-        queries=len(xq),
-        latency_ms=curve[-1].latency_ms,
-        qps=curve[-1].qps,
+        queries={kind.kind: len(kind.xq) for kind in kinds},
+        latency_ms=chosen.latency_ms,
+        qps=chosen.qps,
         threads=threads,
         seed=plan.config.seed,
         training_rows=len(training_ids),
@@ -186,6 +199,17 @@ def _build_version(plan: Build, lease: Lease, scratch: Path, started: float) -> 
     for path in store.files(_partials_folder(plan)):
         store.remove(f"{_partials_folder(plan)}/{path}")
     return card
+
+
+def _queries(plan: Build, ids: NDArray[np.int64]) -> list[Queries]:
+    """Read the vectors of rows, and have texts encoded."""
+    kinds = [Queries("image", vectors.take(plan.store, table_folder(plan.table), plan.spans, ids), ids)]
+    xq = None if plan.texts is None else plan.texts.vectors
+    if plan.texts is not None and plan.encode_texts is not None and xq is None:
+        xq = plan.encode_texts(plan.record, plan.texts.texts)
+    if xq is not None:
+        kinds.append(Queries("text", xq, np.full(len(xq), NO_ID)))
+    return kinds
 
 
 def _trained(plan: Build, ids: NDArray[np.int64], threads: int) -> bytes:

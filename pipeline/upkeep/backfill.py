@@ -8,11 +8,13 @@ import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 
 from pipeline.analysis.findings import Findings, find
 from pipeline.analysis.report import render
 from pipeline.config import BackfillConfig, EmbedConfig, IndexConfig, RunConfig
 from pipeline.embedding.run import Report, embed
+from pipeline.embedding.texts import encode_texts
 from pipeline.errors import RunError, storage_failed
 from pipeline.filesystem import FINAL_ERRORS, STORE_ERRORS
 from pipeline.indexing.choose import check_mergeable
@@ -44,7 +46,7 @@ def backfill(config: BackfillConfig) -> tuple[Report, Card]:
         def index(table: str) -> None:
             try:
                 with run.stage("index"):
-                    cards.append(build(index_config(config, table)))
+                    cards.append(_build(index_config(config, table)))
                 run.index = asdict(cards[-1])
             finally:  # versions that miss their recall pile up too
                 with run.stage("clear"), Lease(store, index_folder(table)) as lease:
@@ -66,7 +68,7 @@ def embed_only(config: EmbedConfig, job: str, again: Collection[Reason] = ()) ->
 def build_only(config: IndexConfig) -> Card:
     """Build, measure and publish the index of a table as it is."""
     with _watched("jobs.build_index", config) as run, run.stage("index"):
-        card = build(config, run)
+        card = _build(config, run)
         run.index = asdict(card)
     return card
 
@@ -74,7 +76,13 @@ def build_only(config: IndexConfig) -> Card:
 def index_config(config: BackfillConfig, table: str) -> IndexConfig:
     """Give the index job's config for a backfill's table."""
     shared = {name: getattr(config, name) for name in RunConfig.model_fields}
-    return IndexConfig(**{**shared, **config.index.model_dump(), "table": table})
+    weights = {"model": config.model, "allow_pickle_weights": config.allow_pickle_weights}
+    return IndexConfig(**{**shared, **config.index.model_dump(), **weights, "table": table})
+
+
+def _build(config: IndexConfig, run: Run | None = None) -> Card:
+    encode = partial(encode_texts, model=config.model, allow_pickle_weights=config.allow_pickle_weights)
+    return build(config, run, encode)
 
 
 @contextmanager

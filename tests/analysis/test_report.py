@@ -97,8 +97,13 @@ def demo(demo_store: str) -> tuple[Run, Findings]:
 
 def with_curve(run: Run) -> Run:
     recalls = {1: 0.61, 2: 0.8, 4: 0.93, 8: 0.97}
-    curve = [{"nprobe": n, "recall_at_10": r, "latency_ms": 0.1 * n, "qps": 1e4 / n} for n, r in recalls.items()]
-    return replace(run, index={**run.index, "nprobe": 8, "recall_curve": curve})
+    curve = [
+        {"nprobe": n, "recall_at_10": {"image": 1.0, "text": r}, "latency_ms": 0.1 * n, "qps": 1e4 / n}
+        for n, r in recalls.items()
+    ]
+    return replace(
+        run, index={**run.index, "nprobe": 8, "recall_at_10": curve[-1]["recall_at_10"], "recall_curve": curve}
+    )
 
 
 def test_counts_and_costs_are_the_runs_own(demo: tuple[Run, Findings]):
@@ -165,7 +170,7 @@ def test_recall_is_drawn_against_latency_and_the_setting_in_use_is_marked(demo: 
     [level] = [given["d"] for given in page.of("path", "recall") if given["class"] == "level"]
     asked = float(re.match(r"M46.0 ([\d.]+)H", level)[1])
     assert float(dots[3]["cy"]) < asked < float(dots[2]["cy"])
-    assert "8 (in use) 0.97" in page.text("index")
+    assert "8 (in use) 1.0 0.97" in page.text("index")
 
 
 def test_every_reason_has_a_picture_that_decodes_or_says_why_not(demo: tuple[Run, Findings]):

@@ -56,6 +56,7 @@ def test_a_backfill_over_a_failing_store_is_byte_for_byte_the_one_over_a_good_st
         "model": str(DEMO_MODEL), "table": "t", "unit_rows": "20", "max_reject_fraction": "0.1",
         "source.name": "s", "source.path": f"{url}/corpus", "source.key_column": "key",
         "source.keep_columns": '["label"]',
+        "index.text_queries": "none",
         "encode.precision": "fp32", "encode.batch_size": "1",  # so that a vector does not depend on its neighbours
     }  # fmt: skip
     arguments = [part for name, value in flags.items() for part in (f"--{name}", value)]

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import BackfillConfig, SourceConfig, VacuumConfig, VerifyConfig
+from pipeline.config import BackfillConfig, IndexOptions, SourceConfig, VacuumConfig, VerifyConfig
 from pipeline.errors import IncompleteError, InputError, LeaseHeldError
 from pipeline.lease import Lease
 from pipeline.runs import earlier_runs
@@ -34,6 +34,7 @@ def config(corpus: Path, **fields: object) -> BackfillConfig:
     source = {"name": "s", "path": str(corpus), "key_column": "key", "removed_shards": "remove"}
     source |= fields.pop("source", {})
     given = {"store": str(corpus.parent / "store"), "table": "t", "model": str(DEMO_MODEL), "unit_rows": 100}
+    given["index"] = IndexOptions(text_queries="none")  # importing torch for them takes five seconds
     return BackfillConfig(**{**given, "source": SourceConfig(**source), **fields})
 
 
