@@ -6,6 +6,7 @@ two writers one wins; `replace` swaps one whole file for another. That an object
 a few times, when a remote store fails. Knows nothing of tables.
 """
 
+import hashlib
 import logging
 import os
 import shutil
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
+from pipeline.errors import IncompleteError, InputError
 from pipeline.filesystem import STORE_ERRORS, Arguments, Result, filesystem_of, is_file, is_local, list_files, tried
 from pipeline.seal import seal, unseal
 
@@ -148,6 +149,22 @@ class Store:
         copy = folder / Path(relative).name
         tried(self.filesystem.get_file, self.path(relative), str(copy))
         return copy
+
+    def get_checked(self, relative: str, sha256: str, folder: Path) -> Path:
+        """Give a path as `get_file` does, after its content was compared with its digest.
+
+        Raises:
+            IncompleteError: the file is missing or damaged.
+        """
+        try:
+            path = self.get_file(relative, folder)
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError as error:
+            raise IncompleteError(f"{relative} is missing") from error
+        if found != sha256:
+            raise IncompleteError(f"{relative} is damaged: SHA-256 {found[:12]}, wanted {sha256[:12]}")
+        return path
 
     def _cat(self, paths: list[str]) -> dict[str, bytes | None]:
         """Read files; None for those that are gone since they were listed."""

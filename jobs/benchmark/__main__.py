@@ -1,4 +1,4 @@
-"""Measure what is claimed: `python -m jobs.benchmark throughput | scaling | parity | hostile | decoding | soak`."""
+"""Measure what is claimed: `python -m jobs.benchmark throughput`, or another of the names below."""
 
 import sys
 from importlib import import_module
@@ -6,6 +6,7 @@ from importlib import import_module
 from jobs.benchmark.config import (
     DecodingConfig,
     HostileConfig,
+    IndexBenchmarkConfig,
     ParityConfig,
     ScalingConfig,
     SoakConfig,
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, type[Config]] = {
     "hostile": HostileConfig,
     "decoding": DecodingConfig,
     "soak": SoakConfig,
+    "index": IndexBenchmarkConfig,
 }
 
 if __name__ == "__main__":

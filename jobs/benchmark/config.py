@@ -118,3 +118,20 @@ class SoakConfig(Config):
     """Of the corpus."""
     seed: int = 0
     """Of the corpus and of the moments."""
+
+
+class IndexBenchmarkConfig(Config):
+    """Build indexes of several keys over made-up vectors, and measure them: python -m jobs.benchmark index."""
+
+    out: str = "out/benchmark"
+    """Where vectors, indexes and the result go."""
+    rows: PositiveInt = 100_000
+    """Vectors."""
+    dimensions: PositiveInt = 512
+    """Their width."""
+    factories: tuple[str, ...] = ()
+    """FAISS keys; none: those that are worth comparing at this size."""
+    recall_target: float = Field(default=0.95, gt=0.0, le=1.0)
+    """As in the index job."""
+    seed: int = 0
+    """Of vectors, queries and training."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline import schema
 from pipeline.errors import IncompleteError
 from pipeline.indexing.index import Index
-from pipeline.indexing.partial import IDS, LISTS, PROBES, VECTORS, Partial, inner_ivf
+from pipeline.indexing.partial import IDS, LISTS, PROBES, RECEIPT, VECTORS, Partial, inner_ivf
 from pipeline.store import Store
 
 
@@ -24,7 +24,7 @@ def merge(store: Store, partials: list[Partial], trained: bytes, digest: str, sc
     """Merge partials into the empty trained index, in the order of their ids.
 
     Raises:
-        IncompleteError: a partial was filled under another training.
+        IncompleteError: a partial was filled under another training, or a file of it is damaged.
     """
     index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
     ivf = inner_ivf(index)
@@ -34,8 +34,7 @@ def merge(store: Store, partials: list[Partial], trained: bytes, digest: str, sc
         if ivf is None:
             index.add(_load(store, partial, scratch))
             continue
-        file = store.get_file(f"{partial.folder}/{LISTS}", scratch)
-        lists = faiss.read_InvertedLists(faiss.FileIOReader(str(file)))
+        lists = faiss.read_InvertedLists(faiss.FileIOReader(str(_file(store, partial, LISTS, scratch))))
         ivf.invlists.merge_from(lists, 0)  # ids were set when they were added
         ivf.ntotal += partial.rows
         index.ntotal = ivf.ntotal
@@ -56,7 +55,7 @@ def merge_ids(store: Store, partials: list[Partial], scratch: Path, target: Path
     """Write the row ids of all partials to one Parquet file, in the order of vector ids."""
     with pq.ParquetWriter(target, pa.schema([pa.field(schema.ROW_ID, pa.string())])) as writer:
         for partial in _ordered(partials):
-            writer.write_table(pq.read_table(store.get_file(f"{partial.folder}/{IDS}", scratch)))
+            writer.write_table(pq.read_table(_file(store, partial, IDS, scratch)))
 
 
 def verify(store: Store, index: Index, partials: list[Partial], trained: bytes, scratch: Path) -> None:
@@ -78,7 +77,7 @@ def verify(store: Store, index: Index, partials: list[Partial], trained: bytes, 
         if not (seen == 1).all():
             raise IncompleteError(f"merged index: {int((seen != 1).sum())} ids are missing or doubled")
     for partial in partials:
-        with np.load(store.get_file(f"{partial.folder}/{PROBES}", scratch)) as probes:
+        with np.load(_file(store, partial, PROBES, scratch)) as probes:
             _check_self_hits(index, trained, partial.folder, probes["numbers"], probes["vectors"])
 
 
@@ -125,8 +124,17 @@ def _listed_ids(ivf: faiss.IndexIVF) -> Iterator[NDArray[np.int64]]:
 
 
 def _load(store: Store, partial: Partial, scratch: Path) -> NDArray[np.float32]:
-    vectors: NDArray[np.float32] = np.load(store.get_file(f"{partial.folder}/{VECTORS}", scratch), mmap_mode="r")
+    vectors: NDArray[np.float32] = np.load(_file(store, partial, VECTORS, scratch), mmap_mode="r")
     return vectors
+
+
+def _file(store: Store, partial: Partial, name: str, scratch: Path) -> Path:
+    """Give one of a partial's files, once it is known to be whole; a damaged one costs its receipt."""
+    try:
+        return store.get_checked(f"{partial.folder}/{name}", partial.sha256[name], scratch)
+    except IncompleteError:
+        store.remove(f"{partial.folder}/{RECEIPT}")  # so that the next run builds it again
+        raise
 
 
 def _ordered(partials: list[Partial]) -> list[Partial]:

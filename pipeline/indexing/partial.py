@@ -1,11 +1,15 @@
 """The vectors of some units in, one partial out: inverted lists only, or plain vectors where the key is Flat.
 
 A partial carries the digest of the training it was filled under; lists of different trainings would merge without a
-word and answer nonsense.
+word and answer nonsense. Its receipt is written last: a partial that has one is not built again, and a file that does
+not match it is never read.
 """
 
+import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import faiss
@@ -15,54 +19,85 @@ import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.indexing import vectors
+from pipeline.indexing.publish import digests
 from pipeline.indexing.vectors import Span
 from pipeline.store import Store
 
-LISTS, VECTORS, IDS, PROBES = "lists.faiss", "vectors.npy", "ids.parquet", "probes.npz"
+LISTS, VECTORS, IDS, PROBES, RECEIPT = "lists.faiss", "vectors.npy", "ids.parquet", "probes.npz", "receipt.json"
 PROBE_ROWS = 16
 
 
 @dataclass(frozen=True)
 class Partial:
-    """What a filled partial is; its files lie in ``folder``, below the store's root."""
+    """What a filled partial is: its receipt. Its files lie in ``folder``, below the store's root."""
 
     folder: str
     base: int  # its first vector id
     rows: int
     training: str  # SHA-256 of the trained index
+    bytes: dict[str, int]  # by file
+    sha256: dict[str, str]
 
 
-def fill(store_url: str, table_folder: str, spans: list[Span], trained: bytes, digest: str, folder: str) -> Partial:
+def read_partial(store: Store, folder: str, spans: list[Span], digest: str) -> Partial | None:
+    """Read the receipt of a partial; None if it is not there, damaged, or of other rows or another training."""
+    try:
+        partial = Partial(**store.read_json(f"{folder}/{RECEIPT}"))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    wanted = (folder, spans[0].base, vectors.count(spans), digest)
+    return partial if (partial.folder, partial.base, partial.rows, partial.training) == wanted else None
+
+
+def fill(
+    store_url: str, table_folder: str, spans: list[Span], trained: bytes, digest: str, d: int, folder: str
+) -> Partial:
     """Add the vectors of some units, with their ids, to the empty index; write lists, vectors and row ids.
 
     Vectors are written in float16 for re-ranking, or in float32 where they are the index itself (Flat). A few, spread
     over the partial, are written as they were added: with them the merged index is asked for this partial's rows.
+    Holds the lists in memory, and one file's vectors.
     """
     faiss.omp_set_num_threads(1)  # one CPU each; partials are what runs in parallel
     store = Store(store_url)
     index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
     ivf = inner_ivf(index)
-    rows = vectors.count(spans)
-    picked = spans[0].base + np.linspace(0, rows - 1, min(rows, PROBE_ROWS)).astype(np.int64)
-    kept, row_ids, probes = [], [], []
-    for base, xb, ids in vectors.stream(store, table_folder, spans):
-        if ivf is not None:
-            index.add_with_ids(np.ascontiguousarray(xb), np.arange(base, base + len(xb)))
-        probes.append(xb[picked[(picked >= base) & (picked < base + len(xb))] - base])
-        kept.append(xb if ivf is None else xb.astype(np.float16))
-        row_ids.extend(ids.chunks)
-    with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch)
-        np.save(place / VECTORS, np.concatenate(kept))
-        pq.write_table(pa.table({schema.ROW_ID: pa.chunked_array(row_ids, pa.string())}), place / IDS)
+    first, rows = spans[0].base, vectors.count(spans)
+    picked = first + np.linspace(0, rows - 1, min(rows, PROBE_ROWS)).astype(np.int64)
+    with _scratch(store, folder) as place:
+        probes = []
+        kept = np.lib.format.open_memmap(place / VECTORS, "w+", np.float32 if ivf is None else np.float16, (rows, d))
+        with pq.ParquetWriter(place / IDS, pa.schema([pa.field(schema.ROW_ID, pa.string())])) as row_ids:
+            for base, xb, ids in vectors.stream(store, table_folder, spans):
+                if ivf is not None:
+                    index.add_with_ids(np.ascontiguousarray(xb), np.arange(base, base + len(xb)))
+                probes.append(xb[picked[(picked >= base) & (picked < base + len(xb))] - base])
+                kept[base - first : base - first + len(xb)] = xb
+                row_ids.write_table(pa.table({schema.ROW_ID: ids.cast(pa.string())}))
+        kept.flush()
         np.savez(place / PROBES, numbers=picked, vectors=np.concatenate(probes))
         if ivf is not None:
             faiss.write_InvertedLists(ivf.invlists, faiss.FileIOWriter(str(place / LISTS)))
-        for file in place.iterdir():
-            store.replace(f"{folder}/{file.name}", file.read_bytes())
-    return Partial(folder, spans[0].base, rows, digest)
+        sizes, sha256 = digests(place)
+        for name in sha256:
+            store.put_file(f"{folder}/{name}", place / name)
+    partial = Partial(folder, first, rows, digest, sizes, sha256)
+    store.replace_json(f"{folder}/{RECEIPT}", asdict(partial))
+    return partial
 
 
 def inner_ivf(index: faiss.Index) -> faiss.IndexIVF | None:
     """Find the inverted file inside an index, behind a rotation if there is one; None for Flat."""
     return faiss.try_extract_index_ivf(index)
+
+
+@contextmanager
+def _scratch(store: Store, folder: str) -> Iterator[Path]:
+    """Give a folder to write in: beside the partial where the store is on this machine, so that moving is renaming."""
+    parent = None
+    if store.is_local:
+        parent = Path(store.path(folder))
+        shutil.rmtree(parent, ignore_errors=True)  # of an attempt that died
+        parent.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".scratch-") as scratch:
+        yield Path(scratch)

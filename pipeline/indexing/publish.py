@@ -52,6 +52,11 @@ def index_folder(table: str) -> str:
     return f"indexes/{table}"
 
 
+def build_folder(table: str, inputs: str) -> str:
+    """Give the folder where an index is built, below the store's root: the same for the same inputs."""
+    return f"{index_folder(table)}/.build-{inputs[:16]}"
+
+
 def read_current(store: Store, table: str) -> str | None:
     """Name the published version; None if there is none."""
     try:
@@ -113,11 +118,11 @@ def unfinished(store: Store, table: str) -> dict[str, int]:
     }
 
 
-def remove_unfinished(store: Store, table: str, lease: Lease) -> None:
-    """Remove what builds that died left behind."""
-    for path in unfinished(store, table):
-        lease.check()
-        store.remove(f"{index_folder(table)}/{path}")
+def remove_unfinished(store: Store, table: str, lease: Lease, keep: str = "") -> None:
+    """Remove what builds that died left behind, but for what lies in the folder ``keep``."""
+    folder = index_folder(table)
+    waste = [path for path in unfinished(store, table) if not f"{folder}/{path}".startswith(f"{keep}/")]
+    store.remove_many([f"{folder}/{path}" for path in waste], lease.check)
 
 
 def write_version(store: Store, card: Card, folder: Path) -> None:

@@ -28,7 +28,7 @@ from pipeline.indexing import publish, vectors
 from pipeline.indexing.choose import POINTS_PER_CENTROID, check_mergeable, choose_factory, is_exact, nlist
 from pipeline.indexing.index import NO_ID, Index
 from pipeline.indexing.merge import merge, merge_ids, merge_vectors, verify
-from pipeline.indexing.partial import Partial, fill, inner_ivf
+from pipeline.indexing.partial import Partial, fill, inner_ivf, read_partial
 from pipeline.indexing.publish import Card
 from pipeline.indexing.queries import Queries, Texts, read_texts
 from pipeline.indexing.train import check_trainable, train, training_rows
@@ -37,11 +37,13 @@ from pipeline.indexing.vectors import Span
 from pipeline.lease import Lease
 from pipeline.machine import available_cpus
 from pipeline.runs import Run, write_run
+from pipeline.stopping import alive
 from pipeline.store import Store
 from pipeline.table import TableRecord, find_table, live_receipts, read_receipts, read_record, table_folder
 
 logger = logging.getLogger(__name__)
 
+TRAINED, TRAINED_NOTE = "trained.faiss", "trained.json"
 RERANK = 4  # candidates per result wanted; facts/faiss.md 3.6 recommends 4 to 10
 
 
@@ -62,6 +64,11 @@ class Build:
     encode_texts: TextEncoder | None
     inputs: str  # digest of all that the result depends on
     version: str
+
+    @property
+    def folder(self) -> str:
+        """Where training and partials lie until the version is written; a build that died goes on from there."""
+        return publish.build_folder(self.table, self.inputs)
 
     @property
     def n(self) -> int:
@@ -97,7 +104,7 @@ def build(config: IndexConfig, run: Run | None = None, encode_texts: TextEncoder
             if card.inputs == plan.inputs:
                 logger.info("index=%s/%s ntotal=%d is current; nothing to do", plan.table, current, card.ntotal)
                 return card
-        publish.remove_unfinished(store, table, lease)
+        publish.remove_unfinished(store, table, lease, keep=plan.folder)
         if (measured := _same_inputs(plan)) is not None:  # refused before, or not published for a crash
             lease.confirm()
             publish.publish(store, measured)
@@ -150,8 +157,6 @@ def _build_version(plan: Build, lease: Lease, scratch: Path, started: float) -> 
     trained = _trained(plan, training_ids, threads)
     digest = hashlib.sha256(trained).hexdigest()
     partials = _fill(plan, trained, digest)
-    logger.info("index=%s/%s partials=%d filled", plan.table, plan.version, len(partials))
-
     whole = scratch / "version"
     whole.mkdir()
     merged = merge(store, partials, trained, digest, scratch)
@@ -196,8 +201,7 @@ def _build_version(plan: Build, lease: Lease, scratch: Path, started: float) -> 
     )
     lease.confirm()
     publish.write_version(store, card, whole)
-    for path in store.files(_partials_folder(plan)):
-        store.remove(f"{_partials_folder(plan)}/{path}")
+    store.remove_many([f"{plan.folder}/{path}" for path in store.files(plan.folder)], lease.check)
     return card
 
 
@@ -213,32 +217,47 @@ def _queries(plan: Build, ids: NDArray[np.int64]) -> list[Queries]:
 
 
 def _trained(plan: Build, ids: NDArray[np.int64], threads: int) -> bytes:
+    """Train the empty index, or read it as this build trained it before it died."""
+    store, file, note = plan.store, f"{plan.folder}/{TRAINED}", f"{plan.folder}/{TRAINED_NOTE}"
+    try:
+        trained = store.read(file)
+        if store.read_json(note)["sha256"] == hashlib.sha256(trained).hexdigest():
+            return trained
+    except (FileNotFoundError, ValueError, KeyError):
+        pass
     xt = np.empty((0, plan.record.d), np.float32)
     if len(ids):
-        xt = vectors.take(plan.store, table_folder(plan.table), plan.spans, ids)
-    return train(plan.factory, xt, plan.record.d, threads)
+        xt = vectors.take(store, table_folder(plan.table), plan.spans, ids)
+    trained = train(plan.factory, xt, plan.record.d, threads)
+    store.replace(file, trained)
+    store.replace_json(note, {"sha256": hashlib.sha256(trained).hexdigest(), "rows": len(ids)})
+    return trained
 
 
 def _fill(plan: Build, trained: bytes, digest: str) -> list[Partial]:
-    """Fill partials in parallel Ray tasks, each on one thread."""
+    """Fill partials in parallel Ray tasks, each on one thread; those that have their receipt are not filled again."""
     task = ray.remote(fill).options(num_cpus=1)
     shared = ray.put(trained)
-    waiting = [
-        task.remote(
-            plan.store.url, table_folder(plan.table), group, shared, digest, f"{_partials_folder(plan)}/{number:05d}"
-        )
-        for number, group in enumerate(vectors.divide(plan.spans, plan.config.partials))
-    ]
+    partials: list[Partial] = []
+    waiting = []
+    for group in vectors.divide(plan.spans, plan.config.partials):
+        folder = f"{plan.folder}/{group[0].base:012d}"
+        if (done := read_partial(plan.store, folder, group, digest)) is not None:
+            partials.append(done)
+            continue
+        source = (plan.store.url, table_folder(plan.table), group)
+        waiting.append(task.remote(*source, shared, digest, plan.record.d, folder))
+    logger.info("index=%s/%s partials_done=%d to_fill=%d", plan.table, plan.version, len(partials), len(waiting))
     try:
-        return list(ray.get(waiting))
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            partials += ray.get(done)
+            alive()
+        return partials
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, RunError):
             raise error.cause from error
         raise
-
-
-def _partials_folder(plan: Build) -> str:
-    return f"{publish.index_folder(plan.table)}/{plan.version}/partials"
 
 
 def _write_units(spans: list[Span], target: Path) -> None:

@@ -27,7 +27,6 @@ from pipeline.indexing.publish import (
     index_folder,
     read_card,
     read_current,
-    sha256_of,
 )
 from pipeline.store import Store
 from pipeline.table import Receipt, parse_receipt
@@ -79,7 +78,7 @@ def open_index(store: Store, table: str, version: str | None = None) -> OpenInde
     card = read_card(store, table, version)
     scratch = tempfile.TemporaryDirectory(prefix="rayclip-index-")
     files = {
-        name: _checked(store, f"{index_folder(table)}/{version}/{name}", digest, Path(scratch.name))
+        name: store.get_checked(f"{index_folder(table)}/{version}/{name}", digest, Path(scratch.name))
         for name, digest in card.sha256.items()
     }
     index = faiss.read_index(str(files[INDEX]))
@@ -99,14 +98,3 @@ def open_index(store: Store, table: str, version: str | None = None) -> OpenInde
         unit_receipts=units["receipt"],
         scratch=scratch,
     )
-
-
-def _checked(store: Store, path: str, digest: str, folder: Path) -> Path:
-    try:
-        file = store.get_file(path, folder)
-        found = sha256_of(file)
-    except FileNotFoundError as error:
-        raise IncompleteError(f"{path} is missing") from error
-    if found != digest:
-        raise IncompleteError(f"{path} is damaged: SHA-256 {found[:12]}, the card says {digest[:12]}")
-    return file

@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -10,6 +11,7 @@ from pipeline.indexing import vectors as v
 from pipeline.indexing.index import Index
 from pipeline.indexing.merge import merge, merge_ids, merge_vectors, verify
 from pipeline.indexing.partial import Partial, fill, inner_ivf
+from pipeline.indexing.publish import sha256_of
 from pipeline.indexing.train import train
 from pipeline.store import Store
 from pipeline.table import read_receipts, table_folder
@@ -32,7 +34,7 @@ MERGEABLE = [
 def partials_of(store: Store, trained: bytes, digest: str, count: int) -> list[Partial]:
     groups = v.divide(v.lay_out(read_receipts(store, table_folder("t"))), count)
     assert len(groups) == count
-    return [fill(store.url, table_folder("t"), group, trained, digest, f"p/{i}") for i, group in enumerate(groups)]
+    return [fill(store.url, table_folder("t"), group, trained, digest, 32, f"p/{i}") for i, group in enumerate(groups)]
 
 
 def trained_on(factory: str, vectors: np.ndarray) -> tuple[bytes, str]:
@@ -91,6 +93,7 @@ def test_a_partial_of_another_training_is_refused(store: Store, vectors: np.ndar
         v.divide(v.lay_out(read_receipts(store, table_folder("t"))), 4)[2],
         other,
         other_digest,
+        32,
         "p/2",
     )
     with pytest.raises(IncompleteError, match="p/2: filled under training"):
@@ -112,17 +115,18 @@ def test_a_partial_that_is_lost_doubled_or_mislabelled_does_not_verify(
         )
     whole = Index(merge(store, partials, trained, digest, tmp_path), None, None, None)
     verify(store, whole, partials, trained, tmp_path)
-    _mislabel_probes(store, partials[2])
+    partials[2] = _mislabel_probes(store, partials[2])
     with pytest.raises(IncompleteError, match="do not find themselves"):
         verify(store, whole, partials, trained, tmp_path)
 
 
-def _mislabel_probes(store: Store, partial: Partial) -> None:
+def _mislabel_probes(store: Store, partial: Partial) -> Partial:
     """Make the index look as if it held a partial's vectors under ids of others."""
     path = store.get_file(f"{partial.folder}/probes.npz", Path())
     with np.load(path) as probes:
         numbers, probed = probes["numbers"], probes["vectors"]
     np.savez(path, numbers=np.roll(numbers, 1), vectors=probed)
+    return replace(partial, sha256={**partial.sha256, "probes.npz": sha256_of(path)})
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF16,SQ8", "RR,IVF16,RaBitQ"])

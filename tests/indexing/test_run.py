@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -157,6 +158,37 @@ def test_what_a_build_that_died_left_behind_is_removed_by_the_next(store: Store)
     second = build(IndexConfig(store=store.url, factory="IVF16,SQ8"))
     versions = {path.split("/")[0] for path in store.files("indexes/t")}
     assert versions == {first.version, second.version, "CURRENT", "lease"}
+
+
+def test_a_build_that_died_goes_on_from_its_training_and_its_partials(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def die(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    given = IndexConfig(store=store.url, factory="IVF16,SQ8", partials=4)
+    monkeypatch.setattr("pipeline.indexing.run.verify", die)
+    with pytest.raises(KeyboardInterrupt):
+        build(given)
+    monkeypatch.undo()
+    built = {path: size for path, size in store.files("indexes/t").items() if path.startswith(".build-")}
+    assert {Path(path).name for path in built} >= {"trained.faiss", "receipt.json", "lists.faiss", "vectors.npy"}
+    assert sum(path.endswith("receipt.json") for path in built) == 4
+    lists = sorted(path for path in built if path.endswith("lists.faiss"))
+    damaged = Path(store.path(f"indexes/t/{lists[2]}"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    store.remove(f"indexes/t/{Path(lists[0]).parent}/receipt.json")  # it died before this one was whole
+    monkeypatch.setattr("pipeline.indexing.run.train", die)  # once was enough
+    caplog.set_level("INFO")
+    with pytest.raises(IncompleteError, match=r"lists\.faiss is damaged"):
+        build(given)
+    card = build(given)
+    assert re.findall(r"partials_done=\d to_fill=\d", caplog.text) == [
+        "partials_done=3 to_fill=1",
+        "partials_done=3 to_fill=1",
+    ]
+    assert card.recall_at_10["image"] >= 0.95
+    assert {path.split("/")[0] for path in store.files("indexes/t")} == {card.version, "CURRENT", "lease"}
 
 
 def test_a_key_that_drops_dimensions_is_ranked_again_by_whole_vectors(store: Store, vectors: np.ndarray):

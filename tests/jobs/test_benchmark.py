@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.benchmark import hostile, scaling, throughput
-from jobs.benchmark.config import HostileConfig, ThroughputConfig
+from jobs.benchmark import hostile, index, scaling, throughput
+from jobs.benchmark.config import HostileConfig, IndexBenchmarkConfig, ThroughputConfig
+from jobs.benchmark.vectors import MadeUp
 from pipeline.errors import IncompleteError
 from tests.conftest import DEMO_MODEL, ROOT, encoded
 
@@ -83,3 +84,25 @@ def test_scaling_runs_the_jobs_own_graph_and_commits_for_real(tmp_path: Path):
 def test_the_window_is_when_all_encoders_compute():
     spans = {"1 0.0 10.0 100", "1 12.0 20.0 80", "2 5.0 15.0 100", "2 15.0 16.0 10"}
     assert scaling._window(spans) == (5.0, 16.0, 5.0 + 4.0 + 11.0, 50.0 + 40.0 + 110.0)
+
+
+def test_an_index_of_each_key_is_built_and_asked_by_fresh_queries(tmp_path: Path):
+    config = IndexBenchmarkConfig(out=str(tmp_path), rows=3000, dimensions=16, factories=("IVF32,SQ8", "IVF4,PQ1"))
+    index.index(config)
+    good, bad = json.loads((tmp_path / "index.json").read_text())
+    assert (good["published"], bad["published"]) == (True, False)
+    assert min(good["recall_image"], good["recall_text"]) >= 0.95
+    for kind in ("image", "text"):
+        assert abs(good[f"recall_{kind}"] - good[f"fresh_{kind}"]) < 0.03
+    assert bad["recall_text"] < good["recall_text"]
+    assert good["bytes_per_vector"] > 16 + 2 * 16
+
+
+def test_made_up_vectors_are_hard_and_texts_lie_elsewhere():
+    made = MadeUp(4000, 32, seed=1)
+    images, texts = made.images(500, 1), made.texts(500, 2)
+    np.testing.assert_array_equal(images, made.images(500, 1))
+    assert not np.array_equal(images, made.images(500, 2))
+    for vectors in (images, texts):
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    assert images.mean(axis=0) @ texts.mean(axis=0) < 0.5 * np.linalg.norm(texts.mean(axis=0)) ** 2
