@@ -140,8 +140,10 @@ def _try(
     numbers = np.unique(np.linspace(0, len(pending) - 1, min(TRIAL_UNITS, len(pending))).astype(int))
     chosen = [pending[number] for number in numbers]
     few = replace(pools, write_rows=pools.block_rows, in_flight_bytes=max(1, pools.in_flight_bytes // 2))
-    blocks_each = -(-2 * wanted // (len(chosen) * pools.block_rows))
-    source = UnitSource(chosen, read_spec(config, record, found), {}, rows_each=blocks_each * pools.block_rows)
+    rows_each = -(-2 * wanted // len(chosen))
+    if rows_each > pools.block_rows:
+        rows_each = -(-rows_each // pools.block_rows) * pools.block_rows  # whole blocks take equal times
+    source = UnitSource(chosen, read_spec(config, record, found), {}, rows_each=rows_each)
     steps = steps_for(config, store, table, record, found, pools.encoder_threads)
     began = time.monotonic()
     arrivals: list[tuple[float, int]] = []

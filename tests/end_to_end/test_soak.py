@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from jobs.benchmark.config import SoakConfig
 from jobs.benchmark.soak import soak
 
 
+@pytest.mark.timeout(900)  # seven runs, each of several processes that start
 def test_drivers_workers_and_raylets_that_are_killed_cost_no_row(tmp_path: Path):
     deaths = soak(SoakConfig(out=str(tmp_path), runs=5, rows=150, seed=7))
     assert [death.is_exact for death in deaths] == [True] * 5  # ids in equal ids out, and verify finds no fault
