@@ -5,6 +5,7 @@ object store's, since paths of a machine mean nothing on another: corpus.parquet
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,10 @@ def main(folder: Path) -> None:
     for job, flags in (("jobs.embed", embed), ("jobs.build_index", {"store": folder})):
         subprocess.run([sys.executable, "-m", job, *(f"--{name}={value}" for name, value in flags.items())], check=True)
     server.stop()
+    for lease in folder.glob("*/t/lease"):
+        shutil.rmtree(lease)  # of processes of this machine
+    for page in folder.glob("runs/*/report.html"):
+        page.unlink()  # for people, and large
 
 
 if __name__ == "__main__":
