@@ -125,10 +125,10 @@ def embed(
                 table, record.space, len(found.shards), found.rows, len(units), skipped, len(pending),
             )  # fmt: skip
             left_out = left_out_rows(job) if pending else {}
+        run.history = [brief(other) for other in earlier_runs(store, table)]
         run.source["snapshot"] = write_shards(
             store, table_folder(table), config.source, found, known, run_folder(run.id)
         )
-        run.history = [brief(other) for other in earlier_runs(store, table)]
         write_run(store, run)
         try:
             if pending:
