@@ -7,13 +7,10 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
-from pipeline.config import Config, load
-from pipeline.errors import IncompleteError, RunError, storage_failed
-from pipeline.filesystem import FINAL_ERRORS, STORE_ERRORS
-
-ConfigType = TypeVar("ConfigType", bound=Config)
+from jobs.flags import ConfigType, load
+from pipeline.errors import RunError
+from pipeline.filesystem import storage_named
 
 
 class JsonLines(logging.Formatter):
@@ -59,16 +56,11 @@ def launch(
     try:
         config = load(model, arguments, program)
         logging.getLogger(program).info("config=%s", json.dumps(config.model_dump(mode="json")))
-        call(config)
+        with storage_named():
+            call(config)
     except RunError as error:
         _say(program, " ".join(str(error).split()), as_json=chosen.log_format == "json")
         return error.exit_status
-    except FINAL_ERRORS:  # a file that is not there is our mistake, not the store's
-        raise
-    except STORE_ERRORS as error:
-        why = " ".join(str(storage_failed(error)).split())
-        _say(program, why, as_json=chosen.log_format == "json")
-        return IncompleteError.exit_status
     except KeyboardInterrupt:
         _say(program, "interrupted; run the same command again to go on", as_json=chosen.log_format == "json")
         return 130

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 from ray.data import DataContext
@@ -136,6 +137,16 @@ def pools(request: Request) -> Pools:
     if not workers:
         raise InputError("cluster: no node has a whole CPU; wanted at least one with four")
     return _fitted_to_memory(_shares(workers, request), workers, request)
+
+
+def get(results: Any) -> Any:  # a reference or several, to whatever the tasks gave
+    """Do as ray.get; an error of ours that a task raised is raised as it was."""
+    try:
+        return ray.get(results)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RunError):
+            raise error.cause from error
+        raise
 
 
 def named(error: Exception) -> RunError | None:

@@ -4,10 +4,13 @@ In: URLs and paths. Out: entries, files, fingerprints. fsspec's own helpers take
 that are not there; these do not. Knows nothing of stores.
 """
 
+import hashlib
 import http.client
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import aiohttp
@@ -17,7 +20,7 @@ import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
 from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, storage_failed
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,27 @@ def tried(call: Callable[Arguments, Result], *arguments: Arguments.args, **optio
         reraise=True,
     )
     return again(call, *arguments, **options)
+
+
+@contextmanager
+def storage_named(where: Callable[[], str] = str) -> Iterator[None]:
+    """Turn what a store raises inside ``with`` into an error that says so; a file that is not there is our mistake.
+
+    Args:
+        where: gives what goes before the message, when it is needed.
+    """
+    try:
+        yield
+    except FINAL_ERRORS:
+        raise
+    except STORE_ERRORS as error:
+        raise storage_failed(error, where()) from error
+
+
+def sha256_of(path: Path) -> str:
+    """Digest a file of this machine's disk."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

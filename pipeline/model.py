@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pipeline.config import FORMATS, Decode, Fit, Format, Precision
 from pipeline.errors import InputError
+from pipeline.filesystem import sha256_of
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -212,13 +213,13 @@ def _checkpoint(name: str, title: str, revision: str | None, folder: Path, allow
     weights = _weights_file(name, folder, allow_pickle_weights)
     wanted = (CONFIG_FILE, weights, *TOKENIZER_FILES)
     sha256 = {
-        path.name: _sha256(path)
+        path.name: sha256_of(path)
         for path in sorted(folder.iterdir())
         if path.is_file() and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in wanted)
     }
     text_folder = _text_folder(name, config["model_cfg"].get("text_cfg", {}).get("hf_model_name"))
     if text_folder:
-        sha256[TEXT_CONFIG_FILE] = _sha256(text_folder / TEXT_CONFIG_FILE)
+        sha256[TEXT_CONFIG_FILE] = sha256_of(text_folder / TEXT_CONFIG_FILE)
     revision = revision or sha256[weights]
     return Checkpoint(name, f"{title}@{revision[:12]}", revision, folder, weights, config, sha256, text_folder)
 
@@ -274,11 +275,6 @@ def _weights_file(name: str, folder: Path, allow_pickle_weights: bool) -> str:
 
 def _three(value: Any) -> tuple[Any, ...]:  # one number or three, as configs have it
     return tuple(value) if isinstance(value, list | tuple) else (value,) * 3
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _open_clip_folder() -> Path:

@@ -6,18 +6,29 @@ two writers one wins; `replace` swaps one whole file for another. That an object
 a few times, when a remote store fails. Knows nothing of tables.
 """
 
-import hashlib
 import logging
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import IncompleteError, InputError
-from pipeline.filesystem import STORE_ERRORS, Arguments, Result, filesystem_of, is_file, is_local, list_files, tried
+from pipeline.filesystem import (
+    STORE_ERRORS,
+    Arguments,
+    Result,
+    filesystem_of,
+    is_file,
+    is_local,
+    list_files,
+    sha256_of,
+    tried,
+)
 from pipeline.seal import seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -142,6 +153,16 @@ class Store:
         else:
             tried(self.filesystem.put_file, str(source), self.path(relative))
 
+    @contextmanager
+    def scratch(self, relative: str) -> Iterator[Path]:
+        """Give a folder to make files in: in one of this store's where that is a disk, so that moving is renaming."""
+        parent = None
+        if self.is_local:
+            parent = Path(self.path(relative))
+            parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".scratch-") as folder:
+            yield Path(folder)
+
     def get_file(self, relative: str, folder: Path) -> Path:
         """Give a path on this machine's disk to a file: its own, or that of a copy made in ``folder``."""
         if self.is_local:
@@ -158,8 +179,7 @@ class Store:
         """
         try:
             path = self.get_file(relative, folder)
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = sha256_of(path)
         except FileNotFoundError as error:
             raise IncompleteError(f"{relative} is missing") from error
         if found != sha256:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.flags import load
 from pipeline.config import (
     BackfillConfig,
     Config,
@@ -11,7 +12,6 @@ from pipeline.config import (
     PlanConfig,
     QueryConfig,
     VacuumConfig,
-    load,
 )
 from pipeline.errors import InputError
 

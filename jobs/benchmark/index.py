@@ -24,9 +24,9 @@ from rich.table import Table
 from jobs.benchmark.config import IndexBenchmarkConfig
 from jobs.benchmark.vectors import MadeUp
 from jobs.benchmark.watch import Watch
-from pipeline.indexing.publish import Card, read_card, versions
+from pipeline.indexing.publish import read_card, versions
 from pipeline.indexing.vectors import lay_out, stream
-from pipeline.searching.index import open_index
+from pipeline.searching.index import OpenIndex, open_index
 from pipeline.store import Store
 from pipeline.table import read_receipts, table_folder
 
@@ -98,13 +98,13 @@ def _measure(
         raise RuntimeError(f"{factory}: the index job ended with {status}")
     (version,) = versions(store, TABLE)
     card = read_card(store, TABLE, version)
-    found = {kind: _recall(store, card, xq, exact[kind]) for kind, xq in fresh.items()}
-    chosen = next(point for point in card.recall_curve if point["nprobe"] == card.nprobe)
+    opened = open_index(store, TABLE, version)
+    found = {kind: _recall(opened, xq, exact[kind]) for kind, xq in fresh.items()}
     return Result(
         factory=factory,
         nprobe=card.nprobe,
-        recall_image=chosen["recall_at_10"]["image"],
-        recall_text=chosen["recall_at_10"]["text"],
+        recall_image=card.recall_at_10["image"],
+        recall_text=card.recall_at_10["text"],
         fresh_image=found["image"],
         fresh_text=found["text"],
         latency_ms=card.latency_ms,
@@ -130,8 +130,8 @@ def _exact(store: Store, xq: NDArray[np.float32]) -> NDArray[np.int64]:
     return ids
 
 
-def _recall(store: Store, card: Card, xq: NDArray[np.float32], exact: NDArray[np.int64]) -> float:
-    _, ids = open_index(store, TABLE, card.version).search(xq, K)
+def _recall(opened: OpenIndex, xq: NDArray[np.float32], exact: NDArray[np.int64]) -> float:
+    _, ids = opened.search(xq, K)
     return round(float(np.mean([np.isin(mine, true).mean() for mine, true in zip(ids, exact, strict=True)])), 4)
 
 

@@ -61,11 +61,7 @@ class MadeUp:
         """Write the corpus as a table, unless it is there already."""
         store, place = Store(str(folder)), table_folder(table)
         write_record(store, table, self._record(table), {})
-        write = Write(
-            WriteSpec(
-                str(folder.absolute()), place, table, "made-up@1", self.d, pa.schema([]), (), content_hashes=False
-            )
-        )
+        write = Write(WriteSpec(store.url, place, table, "made-up@1", self.d, pa.schema([]), (), content_hashes=False))
         units = [
             Unit(f"u-{first:010d}", "/made-up.parquet", first, min(UNIT_ROWS, self.n - first), 0, 1)
             for first in range(0, self.n, UNIT_ROWS)

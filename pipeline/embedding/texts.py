@@ -7,7 +7,6 @@ import ray
 from numpy.typing import NDArray
 
 from pipeline import compute
-from pipeline.errors import RunError
 from pipeline.machine import available_cpus
 from pipeline.model import EncodeSpec
 from pipeline.table import TableRecord
@@ -34,12 +33,7 @@ def encode_texts(
         threads=available_cpus(),
         allow_pickle_weights=allow_pickle_weights,
     )
-    try:
-        vectors: NDArray[np.float32] = ray.get(ray.remote(_encode).options(num_cpus=1).remote(spec, list(texts)))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RunError):
-            raise error.cause from error
-        raise
+    vectors: NDArray[np.float32] = compute.get(ray.remote(_encode).options(num_cpus=1).remote(spec, list(texts)))
     return vectors
 
 

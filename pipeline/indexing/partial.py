@@ -5,12 +5,7 @@ word and answer nonsense. Its receipt is written last: a partial that has one is
 not match it is never read.
 """
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import faiss
 import numpy as np
@@ -64,7 +59,9 @@ def fill(
     ivf = inner_ivf(index)
     first, rows = spans[0].base, vectors.count(spans)
     picked = first + np.linspace(0, rows - 1, min(rows, PROBE_ROWS)).astype(np.int64)
-    with _scratch(store, folder) as place:
+    for path in store.files(folder):  # of an attempt that died
+        store.remove(f"{folder}/{path}")
+    with store.scratch(folder) as place:
         probes = []
         kept = np.lib.format.open_memmap(place / VECTORS, "w+", np.float32 if ivf is None else np.float16, (rows, d))
         with pq.ParquetWriter(place / IDS, pa.schema([pa.field(schema.ROW_ID, pa.string())])) as row_ids:
@@ -89,15 +86,3 @@ def fill(
 def inner_ivf(index: faiss.Index) -> faiss.IndexIVF | None:
     """Find the inverted file inside an index, behind a rotation if there is one; None for Flat."""
     return faiss.try_extract_index_ivf(index)
-
-
-@contextmanager
-def _scratch(store: Store, folder: str) -> Iterator[Path]:
-    """Give a folder to write in: beside the partial where the store is on this machine, so that moving is renaming."""
-    parent = None
-    if store.is_local:
-        parent = Path(store.path(folder))
-        shutil.rmtree(parent, ignore_errors=True)  # of an attempt that died
-        parent.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".scratch-") as scratch:
-        yield Path(scratch)

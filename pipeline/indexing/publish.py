@@ -3,12 +3,12 @@
 CURRENT is one small file, swapped whole: a reader sees the old version or the new one. Rolling back is another swap.
 """
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import IncompleteError, InputError
+from pipeline.filesystem import sha256_of
 from pipeline.lease import Lease
 from pipeline.store import Store
 
@@ -94,12 +94,6 @@ def digests(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     sizes = {path.name: path.stat().st_size for path in files}
     return sizes, {path.name: sha256_of(path) for path in files}
-
-
-def sha256_of(path: Path) -> str:
-    """Digest one file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions(store: Store, table: str) -> list[str]:

@@ -7,10 +7,8 @@ build began: shards embedded meanwhile do not show, and one that is replaced mea
 import hashlib
 import json
 import logging
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline import compute
 from pipeline.config import IndexConfig
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError
 from pipeline.indexing import publish, vectors
 from pipeline.indexing.choose import POINTS_PER_CENTROID, check_mergeable, choose_factory, is_exact, nlist
 from pipeline.indexing.index import NO_ID, Index
@@ -110,7 +108,7 @@ def build(config: IndexConfig, run: Run | None = None, encode_texts: TextEncoder
             publish.publish(store, measured)
             return measured
         compute.start_ray()
-        with _scratch(store, plan.table) as scratch:
+        with store.scratch(publish.index_folder(plan.table)) as scratch:
             card = _build_version(plan, lease, scratch, started)
         lease.confirm()
         publish.publish(store, card)
@@ -230,7 +228,7 @@ def _trained(plan: Build, ids: NDArray[np.int64], threads: int) -> bytes:
         xt = vectors.take(store, table_folder(plan.table), plan.spans, ids)
     trained = train(plan.factory, xt, plan.record.d, threads)
     store.replace(file, trained)
-    store.replace_json(note, {"sha256": hashlib.sha256(trained).hexdigest(), "rows": len(ids)})
+    store.replace_json(note, {"sha256": hashlib.sha256(trained).hexdigest()})
     return trained
 
 
@@ -248,30 +246,14 @@ def _fill(plan: Build, trained: bytes, digest: str) -> list[Partial]:
         source = (plan.store.url, table_folder(plan.table), group)
         waiting.append(task.remote(*source, shared, digest, plan.record.d, folder))
     logger.info("index=%s/%s partials_done=%d to_fill=%d", plan.table, plan.version, len(partials), len(waiting))
-    try:
-        while waiting:
-            done, waiting = ray.wait(waiting)
-            partials += ray.get(done)
-            alive()
-        return partials
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RunError):
-            raise error.cause from error
-        raise
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        partials += compute.get(ready)
+        alive()
+    return partials
 
 
 def _write_units(spans: list[Span], target: Path) -> None:
     """Write which ids belong to which unit, with its receipt: what leads from an id back to its row and its picture."""
     receipts = [json.dumps(asdict(span.receipt)) for span in spans]
     pq.write_table(pa.table({"base": [span.base for span in spans], "receipt": receipts}), target)
-
-
-@contextmanager
-def _scratch(store: Store, table: str) -> Iterator[Path]:
-    """Give a folder to build in: beside the result where the store is on this machine, so that moving is renaming."""
-    parent = None
-    if store.is_local:
-        parent = Path(store.path(publish.index_folder(table)))
-        parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".scratch-") as scratch:
-        yield Path(scratch)

@@ -15,8 +15,8 @@ from pipeline.analysis.report import render
 from pipeline.config import BackfillConfig, EmbedConfig, IndexConfig, RunConfig
 from pipeline.embedding.run import Report, embed
 from pipeline.embedding.texts import encode_texts
-from pipeline.errors import RunError, storage_failed
-from pipeline.filesystem import FINAL_ERRORS, STORE_ERRORS
+from pipeline.errors import RunError
+from pipeline.filesystem import STORE_ERRORS, storage_named
 from pipeline.indexing.choose import check_mergeable
 from pipeline.indexing.publish import Card, index_folder
 from pipeline.indexing.run import build
@@ -91,13 +91,8 @@ def _watched(job: str, config: RunConfig) -> Iterator[Run]:
     store, run = Store(config.store), new_run(job, config)
     stopping = Stopping(lambda: run.at, config.deadline_s, config.hang_s, config.drain_s)
     try:
-        with recorded(store, run), stopping:
-            try:
-                yield run
-            except FINAL_ERRORS:  # a file that is not there is our mistake, not the store's
-                raise
-            except STORE_ERRORS as error:
-                raise storage_failed(error, f"stage {run.at}: ") from error
+        with recorded(store, run), stopping, storage_named(lambda: f"stage {run.at}: "):
+            yield run
     finally:
         _write_report(store, run, is_brief=stopping.has_stopped or not run.now.get("rows"))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.flags import load
 from pipeline import config
 from pipeline.schema import Reason
 from tests.conftest import ROOT
@@ -43,7 +44,7 @@ def test_the_readme_is_short_enough_to_be_read():
 def test_commands_have_the_flags_they_show(command: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     program, *arguments = shlex.split(command[command.index("python -m ") :])[2:]
-    assert config.load(MODELS[program], arguments, program)
+    assert load(MODELS[program], arguments, program)
 
 
 @pytest.mark.parametrize("command", [line for line in commands() if line.startswith("make ")])
@@ -63,7 +64,7 @@ def test_the_config_shown_is_the_config_there_is():
 
 def test_every_config_loads():
     for path in (ROOT / "jobs/configs").glob("*.toml"):
-        assert config.load(config.EmbedConfig, ["--config", str(path)], "jobs.embed").store
+        assert load(config.EmbedConfig, ["--config", str(path)], "jobs.embed").store
 
 
 def test_the_request_shown_is_one_that_is_answered():

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from pipeline.errors import IncompleteError
+from pipeline.filesystem import sha256_of
 from pipeline.indexing import vectors as v
 from pipeline.indexing.index import Index
 from pipeline.indexing.merge import merge, merge_ids, merge_vectors, verify
 from pipeline.indexing.partial import Partial, fill, inner_ivf
-from pipeline.indexing.publish import sha256_of
 from pipeline.indexing.train import train
 from pipeline.store import Store
 from pipeline.table import read_receipts, table_folder

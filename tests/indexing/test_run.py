@@ -166,6 +166,7 @@ def test_a_build_that_died_goes_on_from_its_training_and_its_partials(
     def die(*arguments: object) -> None:
         raise KeyboardInterrupt
 
+    caplog.set_level("INFO", logger="pipeline")  # whatever tests before have left
     given = IndexConfig(store=store.url, factory="IVF16,SQ8", partials=4)
     monkeypatch.setattr("pipeline.indexing.run.verify", die)
     with pytest.raises(KeyboardInterrupt):
@@ -179,11 +180,11 @@ def test_a_build_that_died_goes_on_from_its_training_and_its_partials(
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     store.remove(f"indexes/t/{Path(lists[0]).parent}/receipt.json")  # it died before this one was whole
     monkeypatch.setattr("pipeline.indexing.run.train", die)  # once was enough
-    caplog.set_level("INFO")
     with pytest.raises(IncompleteError, match=r"lists\.faiss is damaged"):
         build(given)
     card = build(given)
     assert re.findall(r"partials_done=\d to_fill=\d", caplog.text) == [
+        "partials_done=0 to_fill=4",
         "partials_done=3 to_fill=1",
         "partials_done=3 to_fill=1",
     ]
