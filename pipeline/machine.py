@@ -1,6 +1,8 @@
-"""What this machine lets a process use. Knows nothing of Ray."""
+"""What this machine lets a process use, and what the process has used. Knows nothing of Ray."""
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 
@@ -12,3 +14,9 @@ def available_cpus() -> int:
     except (OSError, ValueError):
         return usable
     return usable if quota == "max" else max(1, min(usable, int(quota) // int(period)))
+
+
+def peak_bytes() -> int:
+    """Give the most memory that this process has had at once, with what it had mapped of files."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # getrusage(2): kilobytes on Linux

@@ -153,6 +153,17 @@ class Store:
         else:
             tried(self.filesystem.put_file, str(source), self.path(relative))
 
+    def link_file(self, relative: str, source: str) -> None:
+        """Give a file of the store a second name, which outlives the first; far away, make a copy there."""
+        if self.is_local:
+            target = Path(self.path(relative))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            target.hardlink_to(self.path(source))
+            _fsync_folder(target.parent)
+        else:
+            tried(self.filesystem.cp_file, self.path(source), self.path(relative))
+
     @contextmanager
     def scratch(self, relative: str) -> Iterator[Path]:
         """Give a folder to make files in: in one of this store's where that is a disk, so that moving is renaming."""
@@ -167,7 +178,8 @@ class Store:
         """Give a path on this machine's disk to a file: its own, or that of a copy made in ``folder``."""
         if self.is_local:
             return Path(self.path(relative))
-        copy = folder / Path(relative).name
+        copy = folder / relative
+        copy.parent.mkdir(parents=True, exist_ok=True)
         tried(self.filesystem.get_file, self.path(relative), str(copy))
         return copy
 

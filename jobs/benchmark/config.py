@@ -133,5 +133,9 @@ class IndexBenchmarkConfig(Config):
     """FAISS keys; none: those that are worth comparing at this size."""
     recall_target: float = Field(default=0.95, gt=0.0, le=1.0)
     """As in the index job."""
+    changed: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """Share of the rows that are added to the first key's index, and share that is deleted; 0 leaves it as it is."""
+    peers: tuple[str, ...] = ()
+    """Others to measure on the same vectors, of jobs/benchmark/peers.py; installed by uv into places of their own."""
     seed: int = 0
     """Of vectors, queries and training."""

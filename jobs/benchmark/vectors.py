@@ -59,19 +59,24 @@ class MadeUp:
 
     def write(self, folder: Path, table: str) -> Store:
         """Write the corpus as a table, unless it is there already."""
-        store, place = Store(str(folder)), table_folder(table)
+        store = Store(str(folder))
         write_record(store, table, self._record(table), {})
+        self.add(store, table, "made-up", 0, self.n)
+        return store
+
+    def add(self, store: Store, table: str, shard: str, start: int, rows: int) -> None:
+        """Write rows from the ``start``-th on as a shard of a table, those units of it that are not there already."""
+        place = table_folder(table)
         write = Write(WriteSpec(store.url, place, table, "made-up@1", self.d, pa.schema([]), (), content_hashes=False))
         units = [
-            Unit(f"u-{first:010d}", "/made-up.parquet", first, min(UNIT_ROWS, self.n - first), 0, 1)
-            for first in range(0, self.n, UNIT_ROWS)
+            Unit(f"u-{first:010d}", f"/{shard}.parquet", first, min(UNIT_ROWS, start + rows - first), 0, 1)
+            for first in range(start, start + rows, UNIT_ROWS)
         ]
         with Lease(store, place) as lease:
-            ledger = Ledger(store, place, ["/made-up.parquet"], units, lease)
+            ledger = Ledger(store, place, [f"/{shard}.parquet"], units, lease)
             for unit in ledger.pending:
                 for part in write(self._batch(unit)).to_pylist():
                     ledger.add(part)
-        return store
 
     def _batch(self, unit: Unit) -> pa.Table:
         numbers = np.arange(unit.first_row, unit.first_row + unit.rows)

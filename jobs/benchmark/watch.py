@@ -47,6 +47,7 @@ class Watch:
 
     pid: int | None = None  # of the process that is watched with all below it; None: this one
     peak_bytes: int = 0  # of all processes, what they share counted once
+    peak_anonymous_bytes: int = 0  # of all processes, without what is mapped of files, which can be read again
     peak_store_bytes: int = 0  # of Ray's object store: what /dev/shm holds beyond what it held before
     cpu_seconds: dict[str, float] = field(default_factory=dict)  # by stage, of processes that were there to be sampled
     gpu_busy: float | None = None  # share of the time, as nvidia-smi says; None without one
@@ -73,15 +74,17 @@ class Watch:
         self.gpu_busy = round(mean(self._busy), 3) if self._busy else None
 
     def _sample(self) -> None:
-        total = 0
+        total = anonymous = 0
         for process in _family(self._head):
             try:
                 self._last[process] = (_stage(process, is_driver=process == self._head), _cpu_seconds(process))
                 memory = process.memory_full_info()
                 total += getattr(memory, "pss", memory.uss)
+                anonymous += memory.rss - getattr(memory, "shared", 0)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         self.peak_bytes = max(self.peak_bytes, total)
+        self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, anonymous)
         self.peak_store_bytes = max(self.peak_store_bytes, _shared_bytes() - self._shared_before)
         self._busy += _gpu_busy() if self._has_gpu else []
 

@@ -2,27 +2,32 @@
 
 Queries are of two kinds, since text lies outside of what images are like, and an index may fail on the one and look
 fine on the other. One by image is a row of the table that is left out of its own answer, in the exact search as in the
-index: a row would always find itself, and flatter. Where scores tie, any of the tied rows counts as right.
+index: a row would always find itself, and flatter. A third of the queries choose nprobe; recall is stated for the
+others, which had no part in the choice. Where scores tie, any of the tied rows counts as right.
 """
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import faiss
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.indexing.exact import NO_ID, NO_SCORE, Block, Selection, best, nearest
+from pipeline.indexing.index import TUNED_K as K
 from pipeline.indexing.index import Index
 from pipeline.indexing.queries import Queries
 
-K = 10
-DEPTHS = (1, 10, 100)  # that recall is stated at
-SPARE = 20  # ranks kept beyond the deepest, so that rows that tie with it are known
+DEPTHS = (1, K, 100)  # that recall is stated at
+SPARE = 100  # ranks kept beyond the deepest: rows that tie with it, and rows that take the place of deleted ones
 TIE = 1e-6
 LATENCY_QUERIES = 100
 BISECTIONS = 3  # of the nprobe between one that was too few and its double that was enough
+CHOOSES = 3  # every third query chooses nprobe
+STEP = 1.125  # by which nprobe grows where what it was chosen by promised too much
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,10 @@ class Truth:
     scores: NDArray[np.float32]  # (n, up to 100 + SPARE)
     ids: NDArray[np.int64]
 
+    def part(self, queries: slice | NDArray[np.bool_]) -> "Truth":
+        """Give some of the queries."""
+        return Truth(self.kind, self.xq[queries], self.own[queries], self.scores[queries], self.ids[queries])
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -46,31 +55,52 @@ class Measurement:
     latency_ms: float  # mean of single queries, one thread
     qps: float  # queries in one batch, all threads
 
-    def reaches(self, target: float) -> bool:
-        """Tell whether recall is above a target by its standard error: other queries might miss it otherwise."""
-        return all(recall - self.error_at_10[kind] >= target for kind, recall in self.recall_at_10.items())
+    def reaches(self, target: float, errors: float = 0.0) -> bool:
+        """Tell whether recall is above a target, by so many standard errors: other queries might miss it otherwise."""
+        return all(recall - errors * self.error_at_10[kind] >= target for kind, recall in self.recall_at_10.items())
 
 
-def exact_neighbours(
-    blocks: Iterable[tuple[int, NDArray[np.float32], pa.ChunkedArray]], kinds: Sequence[Queries]
-) -> list[Truth]:
+def exact_neighbours(blocks: Iterable[Block], kinds: Sequence[Queries]) -> list[Truth]:
     """Search all vectors, block by block and once for all kinds, by inner product: larger is better."""
     xq, own = np.concatenate([kind.xq for kind in kinds]), np.concatenate([kind.own for kind in kinds])
-    depth = DEPTHS[-1] + SPARE + 1  # one more, for the query's own row
-    scores = np.full((len(xq), depth), -np.inf, np.float32)
-    ids = np.full((len(xq), depth), -1, np.int64)
-    for base, block, _ in blocks:
-        found, where = faiss.knn(xq, np.ascontiguousarray(block), min(depth, len(block)), faiss.METRIC_INNER_PRODUCT)
-        scores = np.concatenate([scores, found], axis=1)
-        ids = np.concatenate([ids, where + base], axis=1)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-        scores, ids = np.take_along_axis(scores, best, axis=1), np.take_along_axis(ids, best, axis=1)
-    scores[ids == own[:, None]] = -np.inf  # sorts behind every neighbour
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :-1]
-    scores, ids = np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    scores, ids = nearest(blocks, xq, DEPTHS[-1] + SPARE + 1)  # one more, for the query's own row
+    scores[ids == own[:, None]] = NO_SCORE  # sorts behind every neighbour
+    scores, ids = best(scores, ids, scores.shape[1] - 1)
     ends = np.cumsum([len(kind.xq) for kind in kinds])[:-1]
     parts = zip(kinds, np.split(scores, ends), np.split(ids, ends), strict=True)
     return [Truth(kind.kind, kind.xq, kind.own, mine, of_mine) for kind, mine, of_mine in parts]
+
+
+def brought_up(truths: Sequence[Truth], added: Iterable[Block], live: Selection) -> list[Truth]:
+    """Bring exact neighbours up to date: without rows that are deleted, with vectors that were added.
+
+    As many ranks are left as neighbours of the query that lost most of them: what comes behind was never kept.
+    """
+    kinds = [Queries(truth.kind, truth.xq, truth.own) for truth in truths]
+    renewed = []
+    for truth, new in zip(truths, exact_neighbours(added, kinds), strict=True):
+        gone = (truth.ids == NO_ID) | ~live.flags[truth.ids]
+        scores = np.concatenate([np.where(gone, NO_SCORE, truth.scores), new.scores], axis=1)
+        ids = np.concatenate([np.where(gone, NO_ID, truth.ids), new.ids], axis=1)
+        width = truth.ids.shape[1]
+        known = int((~gone).sum(axis=1).min()) if (truth.ids != NO_ID).all() else width  # else it knew every row
+        renewed.append(Truth(truth.kind, truth.xq, truth.own, *best(scores, ids, known)))  # past that, some are unknown
+    return renewed
+
+
+def save(truths: Sequence[Truth], path: Path) -> None:
+    """Write queries and their neighbours to an .npz file."""
+    arrays = {
+        f"{truth.kind}.{name}": getattr(truth, name) for truth in truths for name in ("xq", "own", "scores", "ids")
+    }
+    np.savez(path, **arrays)
+
+
+def load(path: Path) -> list[Truth]:
+    """Read them again."""
+    with np.load(path) as arrays:
+        kinds = dict.fromkeys(name.partition(".")[0] for name in arrays.files)
+        return [Truth(kind, *(arrays[f"{kind}.{name}"] for name in ("xq", "own", "scores", "ids"))) for kind in kinds]
 
 
 def recalls(ids: NDArray[np.int64], truth: Truth, k: int = K) -> NDArray[np.float64]:
@@ -86,41 +116,53 @@ def recalls(ids: NDArray[np.int64], truth: Truth, k: int = K) -> NDArray[np.floa
 
 
 def tune(
-    index: Index, nlist: int, truths: Sequence[Truth], target: float, threads: int
+    index: Index, truths: Sequence[Truth], target: float, threads: int, first: int = 1
 ) -> tuple[Measurement, list[Measurement]]:
     """Find the least nprobe whose recall reaches the target on every kind of query; give it, and all that were tried.
 
-    It is doubled until it is enough, or every list is searched; then the interval between what was too little and what
-    was enough is halved a few times. Flat has one setting.
+    From ``first`` it is doubled until it is enough, or every list is searched; then the interval between what was too
+    little and what was enough is halved a few times. Flat has one setting. If the other queries, for which recall is
+    stated, find less, nprobe grows until they do not.
     """
+    choosing = [truth.part(slice(None, None, CHOOSES)) for truth in truths]
+    stating = stated(truths)
     curve: dict[int, Measurement] = {}
 
     def is_enough(nprobe: int) -> bool:
-        curve[nprobe] = measure(index, nprobe or None, truths, threads)
-        return curve[nprobe].reaches(target)
+        curve[nprobe] = measure(index, nprobe or None, choosing, threads)
+        return curve[nprobe].reaches(target, errors=1)
 
-    enough = min(1, nlist)
+    nlist = index.nlist
+    enough = min(first, nlist)
     while not is_enough(enough) and enough < nlist:
         enough = min(2 * enough, nlist)
-    too_few = enough // 2
-    for _ in range(BISECTIONS if curve[enough].reaches(target) else 0):
+    too_few = enough // 2 if enough != first else 0
+    for _ in range(BISECTIONS if curve[enough].reaches(target, errors=1) else 0):
         if (middle := (too_few + enough) // 2) == too_few:
             break
         too_few, enough = (too_few, middle) if is_enough(middle) else (middle, enough)
-    return curve[enough], [curve[nprobe] for nprobe in sorted(curve)]
+    while not (found := measure(index, enough or None, stating, threads)).reaches(target) and enough < nlist:
+        enough = min(nlist, math.ceil(enough * STEP))
+    return found, [curve[nprobe] for nprobe in sorted(curve)]
+
+
+def stated(truths: Sequence[Truth]) -> list[Truth]:
+    """Give the queries that recall is stated for; all of them where there are too few to split."""
+    rest = [truth.part(np.arange(len(truth.xq)) % CHOOSES != 0) for truth in truths]
+    return [other if len(other.xq) else truth for other, truth in zip(rest, truths, strict=True)]
 
 
 def measure(index: Index, nprobe: int | None, truths: Sequence[Truth], threads: int) -> Measurement:
     """Measure recall@10 on all queries, and speed on one thread and on all."""
     faiss.omp_set_num_threads(threads)
     started = time.perf_counter()
-    answers = [index.search(truth.xq, K + 1, nprobe)[1] for truth in truths]
+    answers = [index.search(truth.xq, K + 1, nprobe=nprobe)[1] for truth in truths]
     batch_s = time.perf_counter() - started
     faiss.omp_set_num_threads(1)
     single = np.concatenate([truth.xq[: LATENCY_QUERIES // len(truths)] for truth in truths])
     started = time.perf_counter()
     for i in range(len(single)):
-        index.search(single[i : i + 1], K, nprobe)
+        index.search(single[i : i + 1], K, nprobe=nprobe)
     single_s = time.perf_counter() - started
     faiss.omp_set_num_threads(threads)
     found = {truth.kind: recalls(ids, truth) for truth, ids in zip(truths, answers, strict=True)}
@@ -133,6 +175,19 @@ def measure(index: Index, nprobe: int | None, truths: Sequence[Truth], threads: 
     )
 
 
-def recall_by_depth(index: Index, nprobe: int | None, truth: Truth) -> dict[str, float]:
+def qps_one_thread(index: Index, nprobe: int | None, truths: Sequence[Truth]) -> float:
+    """Measure a batch of queries on one thread."""
+    xq = np.concatenate([truth.xq[:LATENCY_QUERIES] for truth in truths])
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    started = time.perf_counter()
+    index.search(xq, K, nprobe=nprobe)
+    seconds = time.perf_counter() - started
+    faiss.omp_set_num_threads(threads)
+    return round(len(xq) / seconds, 1)
+
+
+def recall_by_depth(index: Index, truth: Truth) -> dict[str, float]:
     """Measure recall at every depth: in answers of that many, as people ask for them."""
-    return {str(k): round(float(recalls(index.search(truth.xq, k + 1, nprobe)[1], truth, k).mean()), 4) for k in DEPTHS}
+    found = {k: index.search(truth.xq, k + 1, nprobe=index.lists_for(k))[1] for k in DEPTHS}
+    return {str(k): round(float(recalls(ids, truth, k).mean()), 4) for k, ids in found.items()}

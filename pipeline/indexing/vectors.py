@@ -1,10 +1,10 @@
 """A table's vectors in the order of their ids: dense, independent of scheduling, taken from the receipts' files alone.
 
-A vector's id is the base of its unit plus its rank in it; units are ordered by shard and first row. Every file's digest
-is checked as it is read.
+A vector's id is the base of its unit plus its rank in it; units are ordered by shard and first row. What is added to an
+index later follows behind, so that ids stay what they are. Every file's digest is checked as it is read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,14 +30,27 @@ class Span:
         return self.receipt.embedded
 
 
-def lay_out(receipts: dict[str, Receipt]) -> list[Span]:
-    """Give every unit that has vectors its ids."""
-    spans, base = [], 0
-    for receipt in sorted(receipts.values(), key=lambda r: (r.shard, r.first_row)):
+def lay_out(receipts: Iterable[Receipt], base: int = 0) -> list[Span]:
+    """Give every unit that has vectors its ids, from ``base`` on."""
+    spans = []
+    for receipt in sorted(receipts, key=lambda r: (r.shard, r.first_row)):
         if receipt.embedded:
             spans.append(Span(receipt, base))
             base += receipt.embedded
     return spans
+
+
+def changes(known: Sequence[Span], receipts: Iterable[Receipt], end: int) -> tuple[list[Span], list[Span]]:
+    """Split receipts into units that have their ids already, and new ones with ids from ``end`` on."""
+    of_files = {_files(span.receipt): span for span in known}
+    wanted = {_files(receipt): receipt for receipt in receipts}
+    kept = [span for files, span in of_files.items() if files in wanted]
+    new = [receipt for files, receipt in wanted.items() if files not in of_files]
+    return sorted(kept, key=lambda span: span.base), lay_out(new, end)
+
+
+def _files(receipt: Receipt) -> tuple[str, ...]:
+    return tuple(file.sha256 for file in receipt.data)
 
 
 def count(spans: list[Span]) -> int:
@@ -50,7 +63,7 @@ def divide(spans: list[Span], parts: int) -> list[list[Span]]:
     total = count(spans)
     groups: list[list[Span]] = [[] for _ in range(parts)]
     for span in spans:
-        groups[min(parts - 1, span.base * parts // total)].append(span)
+        groups[min(parts - 1, (span.base - spans[0].base) * parts // total)].append(span)
     return [group for group in groups if group]
 
 
@@ -73,21 +86,25 @@ def matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
 def draw_rows(spans: list[Span], wanted: int, seed: int) -> NDArray[np.int64]:
     """Draw distinct vector ids, seeded, each unit in proportion to its rows; all of them if fewer than wanted."""
     rng = np.random.default_rng(seed)
-    total = count(spans)
-    share = min(1.0, wanted / total)
-    drawn = []
+    share = min(1.0, wanted / count(spans))
+    drawn, before = [], 0
     for span in spans:
         # Rounding the running total keeps the shares exact over all units.
-        share_rows = round((span.base + span.rows) * share) - round(span.base * share)
+        share_rows = round((before + span.rows) * share) - round(before * share)
         drawn.append(span.base + np.sort(rng.choice(span.rows, share_rows, replace=False)))
+        before += span.rows
     return np.concatenate(drawn).astype(np.int64)
 
 
-def take(store: Store, folder: str, spans: list[Span], ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Read the vectors of the given ids, which ascend: (len(ids), d). Units without any of them are not read."""
+def take(
+    store: Store, folder: str, spans: list[Span], ids: NDArray[np.int64], target: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Read the vectors of the given ids, which ascend, into ``target`` (len(ids), d), which may be mapped.
+
+    Units without any of them are not read.
+    """
     wanted = [span for span in spans if np.searchsorted(ids, span.base + span.rows) > np.searchsorted(ids, span.base)]
-    found = []
     for base, vectors, _ in stream(store, folder, wanted):
         low, high = np.searchsorted(ids, [base, base + len(vectors)])
-        found.append(vectors[ids[low:high] - base])
-    return np.concatenate(found)
+        target[low:high] = vectors[ids[low:high] - base]
+    return target

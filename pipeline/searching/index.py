@@ -17,10 +17,15 @@ from numpy.typing import NDArray
 
 from pipeline import schema
 from pipeline.errors import IncompleteError, InputError
-from pipeline.indexing.index import NO_ID, Index
+from pipeline.indexing.exact import Exact, Found, Selection
+from pipeline.indexing.index import Index
+from pipeline.indexing.lists import delta_index, read_index, read_lists
+from pipeline.indexing.made import live_ids, read_units
 from pipeline.indexing.publish import (
+    DELTA,
     INDEX,
     ROW_IDS,
+    TRAINED,
     UNITS,
     VECTORS,
     Card,
@@ -28,31 +33,42 @@ from pipeline.indexing.publish import (
     read_card,
     read_current,
 )
+from pipeline.indexing.vectors import Span
 from pipeline.store import Store
-from pipeline.table import Receipt, parse_receipt
+from pipeline.table import Receipt
 
 
 @dataclass(frozen=True)
 class OpenIndex:
-    """A loaded version: its card, the index, and what its ids mean."""
+    """A loaded version: its card, the index, and what its ids mean.
+
+    Its files are mapped: a version that is removed from a disk's store goes on answering where it is open.
+    """
 
     card: Card
     index: Index
     row_ids: pa.ChunkedArray  # by vector id
-    unit_bases: NDArray[np.int64]  # first vector id of each unit, ascending
-    unit_receipts: pa.ChunkedArray  # as JSON, as they were when the index was built
+    spans: list[Span]  # the units that it was built from, by their first vector id
     scratch: tempfile.TemporaryDirectory[str]  # where copies of a remote store's files lie; gone with the index
 
     def search(
-        self, xq: NDArray[np.float32], k: int, nprobe: int | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Find the k best rows of each query (n, d): scores and vector ids, best first; id -1 where there are fewer."""
-        return self.index.search(xq, min(k, self.card.ntotal), nprobe)
+        self,
+        xq: NDArray[np.float32],
+        k: int,
+        *,
+        nprobe: int | None = None,
+        within: Selection | None = None,
+        exact: bool = False,
+    ) -> Found:
+        """Find the k best rows of each query as `Index.search` does; no more columns than the index has rows."""
+        return self.index.search(xq, min(k, self.card.ntotal), nprobe=nprobe, within=within, exact=exact)
 
     def number_of(self, row_id: str) -> int | None:
         """Find the vector id of a row; None if the index does not have it."""
-        number = pc.index(self.row_ids, pa.scalar(row_id, self.row_ids.type)).as_py()
-        return None if number == NO_ID else int(number)
+        numbers = np.flatnonzero(pc.equal(self.row_ids, pa.scalar(row_id, self.row_ids.type)))
+        live = self.index.live
+        found = numbers if live is None else numbers[live.flags[numbers]]
+        return int(found[0]) if len(found) else None
 
     def vector(self, number: int) -> NDArray[np.float32]:
         """Give the vector (d,) of an id."""
@@ -60,41 +76,59 @@ class OpenIndex:
 
     def place_of(self, number: int) -> tuple[Receipt, int]:
         """Give the receipt of a vector's unit, and the vector's rank in the unit."""
-        position = int(np.searchsorted(self.unit_bases, number, side="right")) - 1
-        receipt = parse_receipt(f"unit {position}", self.unit_receipts[position].as_py().encode())
-        return receipt, number - int(self.unit_bases[position])
+        span = self.spans[int(np.searchsorted([span.base for span in self.spans], number, side="right")) - 1]
+        return span.receipt, number - span.base
 
 
 def open_index(store: Store, table: str, version: str | None = None) -> OpenIndex:
     """Load a version, the published one unless another is named.
 
+    Where the published version goes while it is being read, the one that took its place is read.
+
     Raises:
         InputError: nothing is published, or there is no such version.
         IncompleteError: a file is missing or damaged.
     """
-    version = version or read_current(store, table)
-    if version is None:
-        raise InputError(f"table {table}: no index is published; run python -m jobs.build_index")
+    if version is not None:
+        return _open(store, table, version)
+    while True:
+        version = read_current(store, table)
+        if version is None:
+            raise InputError(f"table {table}: no index is published; run python -m jobs.build_index")
+        try:
+            return _open(store, table, version)
+        except (InputError, IncompleteError):
+            if read_current(store, table) == version:
+                raise
+
+
+def _open(store: Store, table: str, version: str) -> OpenIndex:
     card = read_card(store, table, version)
     scratch = tempfile.TemporaryDirectory(prefix="rayclip-index-")
-    files = {
-        name: store.get_checked(f"{index_folder(table)}/{version}/{name}", digest, Path(scratch.name))
-        for name, digest in card.sha256.items()
-    }
-    index = faiss.read_index(str(files[INDEX]))
-    exact = np.load(files[VECTORS], mmap_mode="r") if VECTORS in files else None
-    row_ids = pq.read_table(files[ROW_IDS])[schema.ROW_ID]
-    units = pq.read_table(files[UNITS])
-    if index.d != card.d or not index.ntotal == card.ntotal == len(row_ids):
+
+    def files(role: str) -> list[Path]:
+        paths = ((f"{index_folder(table)}/{path}", card.sha256[path]) for path in card.files.get(role, []))
+        return [store.get_checked(path, digest, Path(scratch.name)) for path, digest in paths]
+
+    (path,) = files(INDEX)
+    whole = read_index(path)
+    vectors = [np.load(path, mmap_mode="r") for path in files(VECTORS)]
+    if not vectors:  # Flat is its vectors
+        vectors = [faiss.rev_swig_ptr(whole.get_xb(), whole.ntotal * whole.d).reshape(-1, whole.d)]
+    row_ids = pa.chunked_array([pq.read_table(path)[schema.ROW_ID].combine_chunks() for path in files(ROW_IDS)])
+    spans = read_units(*files(UNITS))
+    listed = [read_lists(path) for path in files(DELTA)]
+    deltas = [delta_index(files(TRAINED)[0].read_bytes(), lists) for lists in listed]
+    index = Index(whole, Exact(vectors), card.nprobe, card.rerank, deltas, _live(spans, card))
+    if whole.d != card.d or not len(row_ids) == len(index.exact) == card.end or index.ntotal != card.ntotal:
         raise IncompleteError(
-            f"index {table}/{version}: d {index.d}, ntotal {index.ntotal} and {len(row_ids)} ids; the card says "
-            f"d {card.d}, ntotal {card.ntotal}"
+            f"index {table}/{version}: d {whole.d}, {index.ntotal} rows, {len(index.exact)} vectors and {len(row_ids)} "
+            f"ids; the card says d {card.d}, ntotal {card.ntotal} of {card.end}"
         )
-    return OpenIndex(
-        card=card,
-        index=Index(index, exact, card.nprobe, card.rerank),
-        row_ids=row_ids,
-        unit_bases=units["base"].to_numpy(),
-        unit_receipts=units["receipt"],
-        scratch=scratch,
-    )
+    return OpenIndex(card=card, index=index, row_ids=row_ids, spans=spans, scratch=scratch)
+
+
+def _live(spans: list[Span], card: Card) -> Selection | None:
+    """Select the rows that are not gone; None where none is."""
+    numbers = live_ids(spans)
+    return None if len(numbers) == card.end else Selection.of(numbers, card.end)

@@ -19,7 +19,7 @@ from pipeline.embedding.sandbox import Sandbox
 from pipeline.embedding.web import Web
 from pipeline.errors import InputError, RunError
 from pipeline.filesystem import STORE_ERRORS
-from pipeline.indexing.index import NO_ID
+from pipeline.indexing.exact import NO_ID
 from pipeline.indexing.publish import read_current
 from pipeline.machine import available_cpus
 from pipeline.model import EncodeSpec
@@ -150,7 +150,7 @@ class Service:
         self._check(self._rows)
 
     def _check(self, rows: Rows) -> None:
-        answer = self._search(rows, rows.index.vector(0), 1)
+        answer = self._search(rows, rows.index.vector(rows.index.spans[0].base), 1)
         if not answer.hits or answer.hits[0].score < 0.99:
             raise InputError(f"index {self.table}/{rows.index.card.version}: a row of its own is not found in it")
 

@@ -18,8 +18,9 @@ from pipeline.embedding.texts import encode_texts
 from pipeline.errors import RunError
 from pipeline.filesystem import STORE_ERRORS, storage_named
 from pipeline.indexing.choose import check_mergeable
+from pipeline.indexing.plan import TextEncoder
 from pipeline.indexing.publish import Card, index_folder
-from pipeline.indexing.run import build
+from pipeline.indexing.run import build, compact
 from pipeline.lease import Lease
 from pipeline.runs import RUN_FILE, Run, new_run, recorded, run_folder
 from pipeline.schema import Reason
@@ -73,6 +74,14 @@ def build_only(config: IndexConfig) -> Card:
     return card
 
 
+def compact_only(config: IndexConfig) -> Card:
+    """Write the lists of the published index as one, measure and publish that."""
+    with _watched("jobs.compact", config) as run, run.stage("index"):
+        card = compact(config, run, _encoder(config))
+        run.index = asdict(card)
+    return card
+
+
 def index_config(config: BackfillConfig, table: str) -> IndexConfig:
     """Give the index job's config for a backfill's table."""
     shared = {name: getattr(config, name) for name in RunConfig.model_fields}
@@ -81,8 +90,11 @@ def index_config(config: BackfillConfig, table: str) -> IndexConfig:
 
 
 def _build(config: IndexConfig, run: Run | None = None) -> Card:
-    encode = partial(encode_texts, model=config.model, allow_pickle_weights=config.allow_pickle_weights)
-    return build(config, run, encode)
+    return build(config, run, _encoder(config))
+
+
+def _encoder(config: IndexConfig) -> TextEncoder:
+    return partial(encode_texts, model=config.model, allow_pickle_weights=config.allow_pickle_weights)
 
 
 @contextmanager

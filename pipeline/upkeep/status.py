@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config import SourceConfig, StatusConfig
 from pipeline.embedding.plan import cut
 from pipeline.embedding.shards import read_shards
-from pipeline.indexing.publish import index_folder, read_card, read_current
+from pipeline.indexing.publish import index_folder, read_card, read_current, versions
 from pipeline.lease import holder
 from pipeline.runs import brief, earlier_runs
 from pipeline.store import Store
@@ -35,7 +35,8 @@ class Status:
     reasons: dict[str, int]
     bytes: int  # of data files
     writer: str | None  # who holds the lease
-    index: dict[str, Any] | None  # version, factory, ntotal, recall_at_10; has_all_rows: whether it counts as many
+    # version, factory, ntotal, recall_at_10, advice, all versions, has_all_rows: whether it has as many as the table
+    index: dict[str, Any] | None
     runs: list[dict[str, Any]]  # the newest first
 
 
@@ -90,5 +91,7 @@ def _index(store: Store, table: str, embedded: int) -> dict[str, Any] | None:
         "factory": card.factory,
         "ntotal": card.ntotal,
         "recall_at_10": card.recall_at_10,
+        "advice": card.advice,
+        "versions": versions(store, table),
         "has_all_rows": card.ntotal == embedded,
     }

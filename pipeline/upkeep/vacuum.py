@@ -66,15 +66,21 @@ def remove(store: Store, waste: Iterable[Waste], *leases: Lease) -> None:
 
 
 def old_versions(store: Store, table: str, keep: int) -> Iterator[Waste]:
-    """Name the files of index versions but the published one and the newest, their cards first."""
+    """Name the files of index versions but the published one and the newest, their cards first.
+
+    Files that a version that stays goes on from are not among them.
+    """
     folder = publish.index_folder(table)
     current = publish.read_current(store, table)
     found = store.files(folder)
     versions = sorted({path.split("/")[0] for path in found if path.endswith(publish.CARD)}, reverse=True)
     kept = {*[version for version in versions if version != current][: keep - 1], current}
+    cards = {version: publish.read_card(store, table, version) for version in versions}
+    named = publish.named_files(card for version, card in cards.items() if version in kept)
+    no_more = publish.named_files(cards.values()) - named
     for path in sorted(found, key=lambda path: not path.endswith(publish.CARD)):
         version = path.split("/")[0]
-        if version in versions and version not in kept:
+        if path in no_more or (version in cards and version not in kept and path not in named):
             yield Waste(f"{folder}/{path}", found[path], "index version that is neither published nor among the newest")
 
 

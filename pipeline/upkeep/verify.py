@@ -196,7 +196,7 @@ def _index_files(store: Store, table: str, faults: list[Fault]) -> Iterator[tupl
         if not path.endswith(f"/{publish.CARD}"):
             continue
         version = path.split("/")[0]
-        named.add(path)
+        named |= {path, f"{version}/{publish.WITHDRAWN}"}
         try:
             card = publish.read_card(store, table, version)
         except RunError as error:
@@ -206,8 +206,9 @@ def _index_files(store: Store, table: str, faults: list[Fault]) -> Iterator[tupl
         if card.version != version:
             faults.append(Fault(f"{folder}/{path}", "mixed", f"it is the card of version {card.version}"))
         for name, digest in card.sha256.items():
-            named.add(f"{version}/{name}")
-            yield f"{folder}/{version}/{name}", card.bytes[name], digest
+            if name not in named:  # versions share files
+                named.add(name)
+                yield f"{folder}/{name}", card.bytes[name], digest
     faults += [
         Fault(f"{folder}/{path}", "extra", "no card names it")
         for path in found

@@ -135,6 +135,7 @@ def test_a_process_that_waits_for_ever_is_ended_by_the_clock_on_the_wall(monkeyp
     monkeypatch.setattr(sandbox_module, "WALL_EXTRA_S", 0.5)
     sandbox = Sandbox(PreprocessSpec(64, 64, OPENAI_MEAN, OPENAI_STD, limits=Limits(max_decode_s=0.05)))
     sandbox.pixels([b"text"])
+    sandbox._await_ready()  # one that is stopped before has not begun with any image
     os.kill(sandbox._process.pid, signal.SIGSTOP)
     _, outcomes = sandbox.pixels([GOOD[0], b"text"])
     assert [outcome.reason if outcome else None for outcome in outcomes] == ["too_slow", "not_an_image"]

@@ -16,6 +16,23 @@ from pipeline.store import Store
 from pipeline.table import Unit, table_folder, write_record
 from tests.test_table import RECORD
 
+MERGEABLE = [
+    "Flat",
+    "IVF16,Flat",
+    "IVF16,SQ8",
+    "IVF16,SQ4",
+    "IVF16,SQ6",
+    "IVF16,SQfp16",
+    "IVF16,SQbf16",
+    "IVF16_HNSW8,SQ8",
+    "IVF16,PQ8",
+    "IVF16,RaBitQ",
+    "RR,IVF16,RaBitQ4",
+    "OPQ8_32,IVF16,PQ8",
+    "PCA16,IVF16,SQ8",
+    "L2norm,IVF16,SQ8",
+]
+
 
 def made_up_vectors(n: int, d: int, seed: int = 0) -> np.ndarray:
     """Unit vectors with a falling spectrum around overlapping centres: harder than tight clusters."""
@@ -26,9 +43,9 @@ def made_up_vectors(n: int, d: int, seed: int = 0) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def write_table(store_url: str, table: str, vectors: np.ndarray, unit_rows: int) -> Store:
-    """Write vectors as a table of units; every tenth row is a reject, so that ids and row numbers differ."""
-    store, d = Store(store_url), vectors.shape[1]
+def write_table(store_url: str, table: str, vectors: np.ndarray, unit_rows: int, shard: str = "a") -> Store:
+    """Write vectors as units of a shard; every tenth row is a reject, so that ids and row numbers differ."""
+    store, d, prefix = Store(store_url), vectors.shape[1], "" if shard == "a" else f"{shard}-"
     write_record(store, table, replace(RECORD, d=d, kept={"number": "int64"}, partition_by=()), {})
     write = Write(
         WriteSpec(
@@ -45,11 +62,11 @@ def write_table(store_url: str, table: str, vectors: np.ndarray, unit_rows: int)
     padded[good] = vectors
     rows = int(good[-1]) + 1
     units = [
-        Unit(f"u-{first:06d}", "/a.parquet", first, min(unit_rows, rows - first), 0, 1)
+        Unit(f"{prefix}u-{first:06d}", f"/{shard}.parquet", first, min(unit_rows, rows - first), 0, 1)
         for first in range(0, rows, unit_rows)
     ]
     with Lease(store, table_folder(table)) as lease:
-        ledger = Ledger(store, table_folder(table), ["/a.parquet"], units, lease)
+        ledger = Ledger(store, table_folder(table), [f"/{shard}.parquet"], units, lease)
         for unit in reversed(units):  # ids must not depend on the order of completion
             span = slice(unit.first_row, unit.first_row + unit.rows)
             reasons = [schema.Reason.NULL.value if flag else None for flag in bad[span]]
@@ -58,7 +75,7 @@ def write_table(store_url: str, table: str, vectors: np.ndarray, unit_rows: int)
                     schema.UNIT: [unit.id] * unit.rows,
                     schema.SHARD: [unit.shard] * unit.rows,
                     schema.ROW: numbers[span],
-                    schema.ROW_ID: [f"row-{number}" for number in numbers[span]],
+                    schema.ROW_ID: [f"{prefix}row-{number}" for number in numbers[span]],
                     schema.ENCODER: ["cpu fp32"] * unit.rows,
                     schema.KNOWN: pa.nulls(unit.rows, pa.binary()),
                     schema.VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(padded[span].reshape(-1)), d),

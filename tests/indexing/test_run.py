@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import IndexConfig
+from pipeline.config import IndexConfig, VerifyConfig
 from pipeline.errors import IncompleteError, InputError, LeaseHeldError
 from pipeline.indexing import publish
 from pipeline.indexing.queries import PROMPTS
@@ -17,6 +17,7 @@ from pipeline.lease import Lease
 from pipeline.searching.index import open_index
 from pipeline.store import Store
 from pipeline.table import TableRecord, table_folder
+from pipeline.upkeep.verify import verify
 from tests.indexing.conftest import made_up_vectors, write_table
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -52,8 +53,11 @@ def test_a_lossy_index_reaches_its_target_and_says_so(
     assert card.nprobe in [point["nprobe"] for point in card.recall_curve]
     version = f"indexes/t/{card.version}"
     stored = store.files(version)
-    assert set(stored) == {"card.json", "index.faiss", "ids.parquet", "units.parquet", "vectors.npy"}
-    assert {name: stored[name] for name in card.sha256} == card.bytes
+    parts = [f"{base:012d}" for base in (0, 540, 1080, 1620)]  # whole units of 150 rows, less rejects
+    own = {f"vectors-{part}.npy" for part in parts} | {f"row_ids-{part}.parquet" for part in parts}
+    others = {"index.faiss", "trained.faiss", "units.parquet", "truth.npz", "recall.png"}
+    assert set(stored) == {"card.json", *others, *own}
+    assert {path: stored[path.removeprefix(f"{card.version}/")] for path in card.sha256} == card.bytes
     opened = open_index(store, "t")
     xq = made_up_vectors(200, 32, seed=5)
     _, ids = opened.search(xq, 10)
@@ -75,7 +79,7 @@ def test_recall_by_text_is_measured_and_tuned_for(store: Store, tmp_path: Path):
     card = build(IndexConfig(store=store.url, factory="IVF32,SQ8"), None, encode)
     assert asked == [(32, PROMPTS)]
     assert card.version != alone.version
-    assert (alone.queries, card.queries) == ({"image": 1000}, {"image": 1000, "text": 100})
+    assert (alone.queries, card.queries) == ({"image": 1000}, {"image": 1000, "text": 66})
     assert card.recall_at_10["text"] >= 0.95
     assert card.recall_at_10["image"] >= 0.95
     assert card.recall_at_10 == {kind: values["10"] for kind, values in card.recall.items()}
@@ -85,7 +89,9 @@ def test_recall_by_text_is_measured_and_tuned_for(store: Store, tmp_path: Path):
     pq.write_table(pa.table({"vector": texts.tolist()}), tmp_path / "texts.parquet")
     given = IndexConfig(store=store.url, factory="IVF32,SQ8", text_queries=str(tmp_path / "texts.parquet"))
     assert build(given).recall_at_10 == card.recall_at_10
-    assert build(IndexConfig(store=store.url, text_queries="none"), None, encode).queries == {"image": 1000}
+    assert build(IndexConfig(store=store.url, text_queries="none"), None, encode).queries == {
+        "image": 1000
+    }  # of 1500, a third chose
     assert len(asked) == 1
 
 
@@ -96,14 +102,30 @@ def test_an_index_below_its_target_is_not_published(store: Store):
     assert publish.read_current(store, "t") == first.version
 
 
-@pytest.mark.parametrize("name", ["index.faiss", "ids.parquet", "units.parquet"])
-def test_one_flipped_bit_is_found_before_the_file_is_read(store: Store, name: str):
-    card = build(IndexConfig(store=store.url))
-    path = Path(store.path(f"indexes/t/{card.version}/{name}"))
-    content = bytearray(path.read_bytes())
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,SQ8"])
+def test_one_flipped_bit_in_any_file_of_a_version_is_found_before_it_is_read(store: Store, factory: str):
+    """Searching reads all of them but the training, the truth and the plot, which an update and people read."""
+    card = build(IndexConfig(store=store.url, factory=factory, partials=2))
+    read_by_search = [name for name in card.sha256 if not name.endswith(("trained.faiss", "truth.npz", "recall.png"))]
+    assert len(read_by_search) == (4 if factory == "Flat" else 6)
+    for name in card.sha256:
+        path = Path(store.path(f"indexes/t/{name}"))
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+        assert [fault.kind for fault in verify(VerifyConfig(store=store.url)).faults if name in fault.path] == [
+            "damaged"
+        ]
+        if name in read_by_search:
+            with pytest.raises(IncompleteError, match=f"{name} is damaged"):
+                open_index(store, "t")
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    card_path = Path(store.path(f"indexes/t/{card.version}/card.json"))
+    content = bytearray(card_path.read_bytes())
     content[len(content) // 2] ^= 4
-    path.write_bytes(content)
-    with pytest.raises(IncompleteError, match=f"{name} is damaged"):
+    card_path.write_bytes(content)
+    with pytest.raises(InputError, match=r"card\.json is damaged"):
         open_index(store, "t")
 
 
@@ -111,7 +133,7 @@ def test_a_card_that_lies_about_the_index_is_refused(store: Store):
     card = build(IndexConfig(store=store.url))
     path = f"indexes/t/{card.version}/card.json"
     store.replace(path, json.dumps({**store.read_json(path), "ntotal": 1999}).encode())
-    with pytest.raises(IncompleteError, match="the card says d 32, ntotal 1999"):
+    with pytest.raises(IncompleteError, match="the card says d 32, ntotal 1999 of 2000"):
         open_index(store, "t")
 
 
@@ -129,7 +151,7 @@ def test_a_table_without_vectors_and_an_unpublished_index_are_input_errors(tmp_p
     store = write_table(str(tmp_path), "t", made_up_vectors(3, 8), 10)
     with pytest.raises(InputError, match="no index is published"):
         open_index(store, "t")
-    with pytest.raises(InputError, match="do not merge exactly"):
+    with pytest.raises(InputError, match="graphs cannot be merged"):
         build(IndexConfig(store=str(tmp_path), factory="HNSW32"))
     with pytest.raises(InputError, match="wanted at least 16 vectors to train on, got 3"):
         build(IndexConfig(store=str(tmp_path), factory="IVF16,SQ8"))
@@ -168,7 +190,7 @@ def test_a_build_that_died_goes_on_from_its_training_and_its_partials(
 
     caplog.set_level("INFO", logger="pipeline")  # whatever tests before have left
     given = IndexConfig(store=store.url, factory="IVF16,SQ8", partials=4)
-    monkeypatch.setattr("pipeline.indexing.run.verify", die)
+    monkeypatch.setattr("pipeline.indexing.build.verify", die)
     with pytest.raises(KeyboardInterrupt):
         build(given)
     monkeypatch.undo()
@@ -179,7 +201,7 @@ def test_a_build_that_died_goes_on_from_its_training_and_its_partials(
     damaged = Path(store.path(f"indexes/t/{lists[2]}"))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     store.remove(f"indexes/t/{Path(lists[0]).parent}/receipt.json")  # it died before this one was whole
-    monkeypatch.setattr("pipeline.indexing.run.train", die)  # once was enough
+    monkeypatch.setattr("pipeline.indexing.build.train", die)  # once was enough
     with pytest.raises(IncompleteError, match=r"lists\.faiss is damaged"):
         build(given)
     card = build(given)

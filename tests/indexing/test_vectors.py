@@ -7,7 +7,7 @@ from pipeline.table import read_receipts, table_folder
 
 
 def spans_of(store: Store) -> list[v.Span]:
-    return v.lay_out(read_receipts(store, table_folder("t")))
+    return v.lay_out(read_receipts(store, table_folder("t")).values())
 
 
 def test_ids_follow_the_rows_of_the_source_whatever_the_order_of_completion(store: Store, vectors: np.ndarray):
@@ -43,4 +43,17 @@ def test_a_draw_is_distinct_seeded_and_spread_over_units(store: Store, wanted: i
 def test_take_reads_the_vectors_of_the_ids(store: Store, vectors: np.ndarray):
     spans = spans_of(store)
     ids = v.draw_rows(spans, 50, seed=1)
-    np.testing.assert_array_equal(v.take(store, table_folder("t"), spans, ids), vectors[ids])
+    target = np.empty((len(ids), vectors.shape[1]), np.float32)
+    np.testing.assert_array_equal(v.take(store, table_folder("t"), spans, ids, target), vectors[ids])
+
+
+def test_what_is_added_follows_behind_and_what_stays_keeps_its_ids(store: Store):
+    spans = spans_of(store)
+    receipts = [span.receipt for span in spans]
+    kept, new = v.changes(spans[2:], receipts, end=5000)  # the first two shall be new
+    assert kept == spans[2:]
+    assert [span.receipt for span in new] == receipts[:2]
+    assert [span.base for span in new] == [5000, 5000 + spans[0].rows]
+    kept, new = v.changes(spans, receipts[3:], end=5000)
+    assert (kept, new) == (spans[3:], [])
+    assert v.divide(v.lay_out(receipts[:4], 7000), 2)[1][0].base > 7000
