@@ -9,12 +9,13 @@ from rich.table import Table
 
 from jobs.launch import launch
 from pipeline.config import PlanConfig
-from pipeline.embedding.estimate import estimate
+from pipeline.upkeep.forecast import forecast
 
 
 def run(config: PlanConfig) -> None:
     """Print the estimate, as JSON for programs or as a table for people."""
-    found = asdict(estimate(config))
+    embedding, index = forecast(config)
+    found = {**asdict(embedding), **(asdict(index) if index else {})}
     if config.json_output:
         print(json.dumps(found))
         return

@@ -3,7 +3,12 @@
 import os
 import resource
 import sys
+import time
 from pathlib import Path
+
+import numpy as np
+
+MATRIX = 2048  # rows and columns: a product of two takes a tenth of a second on a slow core
 
 
 def available_cpus() -> int:
@@ -20,3 +25,12 @@ def peak_bytes() -> int:
     """Give the most memory that this process has had at once, with what it had mapped of files."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # getrusage(2): kilobytes on Linux
+
+
+def multiply_adds_per_s() -> float:
+    """Measure how fast this machine multiplies matrices of float32, on all CPUs that this process may use."""
+    one = np.ones((MATRIX, MATRIX), np.float32)
+    one @ one  # the first starts threads
+    began = time.perf_counter()
+    one @ one
+    return MATRIX**3 / (time.perf_counter() - began)

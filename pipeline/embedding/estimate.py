@@ -51,6 +51,7 @@ class Estimate:
 
     table: str
     space: str
+    d: int
     shards: int
     rows: int
     bytes: int  # of the shards
@@ -100,6 +101,7 @@ def estimate(config: PlanConfig) -> Estimate:
     return Estimate(
         table=table,
         space=record.space,
+        d=record.d,
         shards=len(found.shards),
         rows=found.rows,
         bytes=sum(shard.bytes for shard in found.shards),

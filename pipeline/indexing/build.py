@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.indexing import publish, vectors
-from pipeline.indexing.choose import POINTS_PER_CENTROID, is_exact, nlist
+from pipeline.indexing.choose import POINTS_PER_CENTROID, nlist, rerank
 from pipeline.indexing.exact import NO_ID, Block, Exact
 from pipeline.indexing.fill import fill_all
 from pipeline.indexing.index import Index, inner_ivf
@@ -32,7 +32,6 @@ from pipeline.machine import available_cpus
 from pipeline.store import Store
 
 TRAINED_NOTE = "trained.json"
-RERANK = 4  # candidates per result wanted; facts/faiss.md 3.6 recommends 4 to 10
 
 
 def build_anew(plan: Plan, lease: Lease, scratch: Path) -> Card:
@@ -59,7 +58,7 @@ def build_anew(plan: Plan, lease: Lease, scratch: Path) -> Card:
     else:
         exact = exact_of(store, partials, scratch)
         (whole / publish.TRAINED).write_bytes(trained)
-    index = Index(merged, exact, rerank=None if is_exact(plan.factory) else RERANK)
+    index = Index(merged, exact, rerank=rerank(plan.factory))
     verify(store, index, partials, trained, scratch)
     version = new_version(plan.inputs)
     made = Made(

@@ -1,8 +1,9 @@
 """Which FAISS key: from rows, width and budgets to a factory string, and which keys can be merged at all.
 
 Pure. The bands follow FAISS's own guidelines and what was measured (facts/faiss.md 3.4 and 3.6, jobs/BENCHMARKS.md):
-exact search while it is fast, then inverted lists over scalar codes, and rotated RaBitQ codes where memory is short.
-Product quantisation comes last: on text queries it fails without being noticed.
+exact search while it is fast, then inverted lists of half floats, of 8-bit codes, and of rotated RaBitQ codes as memory
+gets short. Half floats are the fastest too: 8-bit codes take more time to decode than they save in memory read. Product
+quantisation comes last: on text queries it fails without being noticed.
 """
 
 import math
@@ -19,6 +20,7 @@ HNSW_FROM = 5_000_000
 POINTS_PER_CENTROID = 39  # FAISS warns below it (Clustering.cpp, min_points_per_centroid)
 KMEANS_ROUNDS = 10  # IndexIVF's default
 ID_BYTES = 8
+RERANK = 4  # candidates per result wanted; facts/faiss.md 3.6 recommends 4 to 10
 HALF_BYTES = 2  # of a coordinate as it is kept for re-ranking
 
 # facts/faiss.md 3.1: these give the same lists whether filled at once or in parts. FastScan, HNSW, IDMap, Refine and
@@ -45,11 +47,12 @@ class Choice:
     index_bytes: int  # what searching wants in memory
     vectors_bytes: int  # float16 or float32, mapped from disk
     training_rows: int
-    flops: float  # multiplications and additions of training, filling and measuring
+    multiply_adds: float  # of training, filling and measuring
 
-    def seconds(self, flops_per_s: float, bytes_per_s: float) -> float:
+    def seconds(self, multiply_adds_per_s: float, bytes_per_s: float) -> float:
         """Estimate how long a build takes on a machine: computing, and reading and writing all of it three times."""
-        return self.flops / flops_per_s + 3 * (self.index_bytes + self.vectors_bytes) / bytes_per_s
+        files_s = 3 * (self.index_bytes + self.vectors_bytes) / bytes_per_s
+        return self.multiply_adds / multiply_adds_per_s + files_s
 
 
 def choose_factory(n: int, d: int, memory_budget: int, latency_budget_ms: float | None = None) -> str:
@@ -67,7 +70,14 @@ def choose_factory(n: int, d: int, memory_budget: int, latency_budget_ms: float 
     while not _keeps(_lists_ms(n, d, lists), latency_budget_ms) and 2 * lists * POINTS_PER_CENTROID <= n:
         lists *= 2
     key = f"IVF{lists}_HNSW32" if n >= HNSW_FROM else f"IVF{lists}"
-    codes = (f"{key},SQ8", f"RR,{key},RaBitQ4", f"RR,{key},RaBitQ", *(f"OPQ{m},{key},PQ{m}" for m in _subspaces(d)))
+    halves = f"{key},SQfp16"
+    codes = (
+        halves,
+        f"{key},SQ8",
+        f"RR,{key},RaBitQ4",
+        f"RR,{key},RaBitQ",
+        *(f"OPQ{m},{key},PQ{m}" for m in _subspaces(d)),
+    )
     for factory in codes:
         if index_bytes(factory, n, d) <= memory_budget:
             return factory
@@ -92,7 +102,7 @@ def cost(factory: str, n: int, d: int, queries: int) -> Choice:
     points = round(1.25 * POINTS_PER_CENTROID * lists)
     multiplied = KMEANS_ROUNDS * points * lists + n * lists + queries * n
     width = HALF_BYTES if lists else 0  # Flat has its vectors in the index
-    return Choice(factory, index_bytes(factory, n, d), n * d * width, min(n, points), 2.0 * d * multiplied)
+    return Choice(factory, index_bytes(factory, n, d), n * d * width, min(n, points), float(d * multiplied))
 
 
 def index_bytes(factory: str, n: int, d: int) -> int:
@@ -125,9 +135,14 @@ def nlist(factory: str) -> int:
     return int(found.group(1)) if found else 0
 
 
-def is_exact(factory: str) -> bool:
-    """Tell whether the index itself holds the vectors unchanged, so that re-ranking could not improve it."""
-    return re.fullmatch(r"(IVF\d+(_HNSW\d+)?,)?Flat", factory) is not None  # a rotation in front may drop dimensions
+def rerank(factory: str) -> int | None:
+    """Say how many times k candidates of a key are ordered again by their vectors; None where it holds these itself.
+
+    Half floats leave the order next to unchanged: the rows found are scored again, no others.
+    """
+    if re.fullmatch(r"(IVF\d+(_HNSW\d+)?,)?Flat", factory):  # a rotation in front may drop dimensions
+        return None
+    return 1 if re.fullmatch(r"IVF\d+(_HNSW\d+)?,SQ(fp|bf)16", factory) else RERANK
 
 
 def _code_bytes(code: str, d: int) -> int:
@@ -149,9 +164,9 @@ def _keeps(predicted_ms: float, latency_budget_ms: float | None) -> bool:
     return latency_budget_ms is None or predicted_ms <= latency_budget_ms
 
 
-# Nanoseconds a coordinate, one thread, measured on two 2026 EPYC cores (jobs/BENCHMARKS.md): float32 by matrix
-# product, 8-bit codes as lists are scanned. And what share of lists tuned nprobes were, at 10^5 and 10^6 rows.
-FLOAT_NS, CODE_NS, PROBED = 0.1, 0.15, 0.01
+# Nanoseconds a coordinate, one thread, measured on two cores (jobs/BENCHMARKS.md): float32 by matrix product, codes as
+# lists are scanned. And what share of lists tuned nprobes were, at 10^5 and 10^6 rows.
+FLOAT_NS, CODE_NS, PROBED = 0.1, 0.15, 0.02
 
 
 def _flat_ms(n: int, d: int) -> float:

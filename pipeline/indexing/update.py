@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.indexing import publish, vectors
-from pipeline.indexing.build import RERANK, blocks, exact_of, mean_nearness
-from pipeline.indexing.choose import is_exact, nlist
+from pipeline.indexing.build import blocks, exact_of, mean_nearness
+from pipeline.indexing.choose import nlist, rerank
 from pipeline.indexing.exact import Exact, Selection
 from pipeline.indexing.fill import fill_all
 from pipeline.indexing.index import Index, inner_ivf
@@ -88,7 +88,7 @@ def update(plan: Plan, card: Card, lease: Lease, scratch: Path, *, compact: bool
     index = Index(
         base,
         Exact([*files, *(exact_of(plan.store, partials, scratch).files if partials else [])]),
-        rerank=None if is_exact(card.factory) else RERANK,
+        rerank=rerank(card.factory),
         deltas=[delta_index(trained, each) for each in added],
         live=live,
     )
