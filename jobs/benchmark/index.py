@@ -24,7 +24,7 @@ from rich.table import Table
 
 from jobs.benchmark.config import IndexBenchmarkConfig
 from jobs.benchmark.peering import Reached, compare
-from jobs.benchmark.vectors import UNIT_ROWS, MadeUp
+from jobs.benchmark.vectors import MadeUp
 from jobs.benchmark.watch import Watch
 from pipeline.indexing.exact import Selection
 from pipeline.indexing.publish import read_card, versions
@@ -165,10 +165,10 @@ def _change(
     shutil.copytree(store.url, other.url, copy_function=os.link)
     rows = round(config.changed * config.rows)
     made.add(other, TABLE, "added", config.rows, rows)
-    units = [span for span in lay_out(read_receipts(other, table_folder(TABLE)).values()) if span.base < config.rows]
+    units = lay_out(read_receipts(store, table_folder(TABLE)).values())  # as the first index has them
     gone: list[int] = []
     for place in np.random.default_rng(config.seed).permutation(len(units)):
-        if len(gone) + UNIT_ROWS // 2 > rows:
+        if len(gone) + made.unit_rows // 2 > rows:
             break
         gone += range(units[place].base, units[place].base + units[place].rows)
         other.remove(receipt_path(table_folder(TABLE), units[place].receipt.unit))
@@ -179,7 +179,7 @@ def _change(
         opened.search(xq, k, nprobe=nprobe)[1] for xq in fresh.values() for k in (10, 1000) for nprobe in (1, 64, None)
     ]
     deleted_found = sum(int(np.isin(ids, gone).sum()) for ids in answers)
-    rebuild_s, _, _ = _job(config, other, factory, texts, "--rebuild", "true")
+    rebuild_s, _, _ = _job(config, other, factory, texts, "--rebuild")
     opened = open_index(other, TABLE)
     rebuilt = {kind: _recall(opened, xq, opened.search(xq, K, exact=True)[1]) for kind, xq in fresh.items()}
     shutil.rmtree(other.url)

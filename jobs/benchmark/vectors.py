@@ -20,7 +20,7 @@ from pipeline.model import OPENAI_MEAN, OPENAI_STD, PreprocessSpec
 from pipeline.store import Store
 from pipeline.table import TableRecord, Unit, table_folder, write_record
 
-UNIT_ROWS = 8192
+UNIT_ROWS, UNITS = 8192, 40  # rows of a unit at most, and units at least
 FALLOFF = -0.5  # of a coordinate's standard deviation with its number
 CLUSTER_ROWS = 1000  # in the mean
 SPREAD = 0.8  # of the centres of clusters, by that of the vectors in one
@@ -34,6 +34,11 @@ class MadeUp:
     n: int
     d: int
     seed: int
+
+    @property
+    def unit_rows(self) -> int:
+        """How many rows a unit has."""
+        return min(UNIT_ROWS, max(1, self.n // UNITS))
 
     @cached_property
     def spectrum(self) -> NDArray[np.float32]:
@@ -69,8 +74,8 @@ class MadeUp:
         place = table_folder(table)
         write = Write(WriteSpec(store.url, place, table, "made-up@1", self.d, pa.schema([]), (), content_hashes=False))
         units = [
-            Unit(f"u-{first:010d}", f"/{shard}.parquet", first, min(UNIT_ROWS, start + rows - first), 0, 1)
-            for first in range(start, start + rows, UNIT_ROWS)
+            Unit(f"u-{first:010d}", f"/{shard}.parquet", first, min(self.unit_rows, start + rows - first), 0, 1)
+            for first in range(start, start + rows, self.unit_rows)
         ]
         with Lease(store, place) as lease:
             ledger = Ledger(store, place, [f"/{shard}.parquet"], units, lease)
@@ -100,7 +105,7 @@ class MadeUp:
     def _record(self, table: str) -> TableRecord:
         return TableRecord(
             source=table, image_column="image", image_kind="bytes", key_column=None, kept={}, partition_by=(),
-            unit_rows=UNIT_ROWS, space="made-up", model="made-up", model_id="made-up@1", model_sha256={},
+            unit_rows=self.unit_rows, space="made-up", model="made-up", model_id="made-up@1", model_sha256={},
             preprocess=PreprocessSpec(height_px=8, width_px=8, mean=OPENAI_MEAN, std=OPENAI_STD), precision=None,
             d=self.d, content_hashes=False,
         )  # fmt: skip

@@ -161,12 +161,12 @@ def _advice(plan: Plan, drift: dict[str, float], latency_ms: float) -> str | Non
     if "nearness_added" in drift and 1 - drift["nearness_added"] > FARTHER * (1 - drift["nearness"]):
         found.append(
             f"rows added lie at {drift['nearness_added']} of their lists' centroids, those trained on at "
-            f"{drift['nearness']}: build anew with --rebuild true"
+            f"{drift['nearness']}: build anew with --rebuild"
         )
     if drift.get("imbalance_now", 0.0) > MORE_UNEQUAL * drift.get("imbalance", 0.0):
         found.append(
             f"lists are unequal by {drift['imbalance_now']}, at training by {drift['imbalance']}: build anew with "
-            "--rebuild true"
+            "--rebuild"
         )
     budget = plan.config.latency_budget_ms
     if budget is not None and latency_ms > budget:

@@ -129,7 +129,7 @@ def _check_not_withdrawn(store: Store, card: Card) -> None:
     if publish.is_withdrawn(store, card):
         raise IncompleteError(
             f"index {card.table}/{card.version}: was built from these rows, and withdrawn; publish it with "
-            f"python -m jobs.publish --version {card.version}, or build anew with --rebuild true"
+            f"python -m jobs.publish --version {card.version}, or build anew with --rebuild"
         )
 
 

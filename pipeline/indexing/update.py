@@ -6,8 +6,11 @@ every search. Where the delta and what is gone make up a tenth, base and delta a
 """
 
 import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+import faiss
 import numpy as np
 
 from pipeline.indexing import publish, vectors
@@ -58,68 +61,105 @@ def update(plan: Plan, card: Card, lease: Lease, scratch: Path, *, compact: bool
     Raises:
         IncompleteError: a file is damaged, the new lists do not verify, or the lease was lost.
     """
-    kept, new = vectors.changes(known_spans(plan, card), plan.receipts, card.end)
-    spans, end = kept + new, card.end + vectors.count(new)
-    live = Selection.of(live_ids(spans), end)
-    folder = publish.build_folder(plan.table, digest([plan.inputs, card.version]))
-    old = {path: _version_file(plan, card, path, scratch) for path in card.sha256}
-    trained = old[card.only(publish.TRAINED)].read_bytes()
-    partials = fill_all(plan, new, trained, card.training, folder) if new else []
-    base = read_index(old[card.only(publish.INDEX)])
-    added = [read_lists(old[path]) for path in card.files.get(publish.DELTA, [])]
-    added += lists_of(plan.store, partials, card.training, scratch)
-    listed = int(base.ntotal) + end - card.base_rows
-    changed = listed - live.count + end - card.base_rows  # gone, and in the delta
     whole = scratch / "version"
     whole.mkdir()
-    lists = [inner_ivf(base).invlists, *added]
-    drift = {**card.drift, "imbalance_now": round(imbalance(np.sum([lengths(each) for each in lists], axis=0)), 3)}
-    if partials:
-        drift["nearness_added"] = mean_nearness(partials)
-    if compact := compact or changed > COMPACT_FROM * listed:
-        write_index(trained, lists, whole / publish.INDEX, live)
-        base, added = read_index(whole / publish.INDEX), []
-        check_ids(inner_ivf(base).invlists, live.ids)
-    elif added:
-        write_lists(added, whole / publish.DELTA)
-        added = [read_lists(whole / publish.DELTA)]
-        check_ids(added[0], np.arange(card.base_rows, end))
+    old = {path: _version_file(plan, card, path, scratch) for path in card.sha256}
+    change = Change(plan, card, old, *vectors.changes(known_spans(plan, card), plan.receipts, card.end))
+    folder = publish.build_folder(plan.table, digest([plan.inputs, card.version]))
+    partials = fill_all(plan, change.new, change.trained, card.training, folder) if change.new else []
+    lists = lists_of(plan.store, partials, card.training, scratch)
+    index, drift, is_compact = _index(change, lists, whole, compact=compact)
     files = [np.load(old[path], mmap_mode="r") for path in card.files[publish.VECTORS]]
-    index = Index(
-        base,
-        Exact([*files, *(exact_of(plan.store, partials, scratch).files if partials else [])]),
-        rerank=rerank(card.factory),
-        deltas=[delta_index(trained, each) for each in added],
-        live=live,
-    )
-    check_self_hits(plan.store, index, partials, trained, scratch)
-    truths = brought_up(load(old[card.only(publish.TRUTH)]), blocks(plan, new), live)
-    version = new_version(digest([plan.inputs, card.version, compact]))
+    if partials:
+        files += exact_of(plan.store, partials, scratch).files
+        drift["nearness_added"] = mean_nearness(partials)
+    index = replace(index, exact=Exact(files))
+    check_self_hits(plan.store, index, partials, change.trained, scratch)
+    version = new_version(digest([plan.inputs, card.version, is_compact]))
     made = Made(
         version=version,
         factory=card.factory,
         index=index,
-        spans=spans,
-        end=end,
-        base=version if compact else card.base,
-        base_rows=end if compact else card.base_rows,
+        spans=change.spans,
+        end=change.end,
+        base=version if is_compact else card.base,
+        base_rows=change.end if is_compact else card.base_rows,
         trained_on=card.trained_on,
         training=card.training,
         training_rows=card.training_rows,
         partials=partials,
         drift=drift,
     )
-    stays = {publish.TRAINED, publish.VECTORS, publish.ROW_IDS} | (set() if compact else {publish.INDEX})
-    for role in sorted(stays):
+    for role in (publish.TRAINED, publish.VECTORS, publish.ROW_IDS, *([] if is_compact else [publish.INDEX])):
         for path in card.files[role]:
             made.keep(role, path, card)
-    changed_card = finish(plan, made, truths, whole, lease, card.nprobe or 1)
+    truths = brought_up(load(old[card.only(publish.TRUTH)]), blocks(plan, change.new), change.live)
+    changed = finish(plan, made, truths, whole, lease, card.nprobe or 1)
     plan.store.remove_many([f"{folder}/{path}" for path in plan.store.files(folder)], lease.check)
     logger.info(
         "index=%s/%s goes_on_from=%s added=%d gone=%d compacted=%s",
-        plan.table, version, card.version, vectors.count(new), end - live.count, compact,
+        plan.table, version, card.version, vectors.count(change.new), change.end - change.live.count, is_compact,
     )  # fmt: skip
-    return changed_card
+    return changed
+
+
+@dataclass(frozen=True)
+class Change:
+    """A version, and which rows stay in it and come to it."""
+
+    plan: Plan
+    card: Card
+    old: dict[str, Path]  # the version's files, known to be whole
+    kept: list[Span]
+    new: list[Span]
+
+    @property
+    def spans(self) -> list[Span]:
+        """The units there will be, in the order of ids."""
+        return self.kept + self.new
+
+    @property
+    def end(self) -> int:
+        """Ids below it will be given."""
+        return self.card.end + vectors.count(self.new)
+
+    @cached_property
+    def live(self) -> Selection:
+        """The ids of rows that are not gone."""
+        return Selection.of(live_ids(self.spans), self.end)
+
+    @cached_property
+    def trained(self) -> bytes:
+        """The empty index that all lists were filled under."""
+        return self.old[self.card.only(publish.TRAINED)].read_bytes()
+
+
+def _index(
+    change: Change, filled: list[faiss.InvertedLists], whole: Path, *, compact: bool
+) -> tuple[Index, dict[str, float], bool]:
+    """Put lists that were filled behind the delta's, or all into a base of their own; say whether it was that.
+
+    Returns:
+        An index still without vectors, how well rows fit its lists, and whether base and delta are one.
+    """
+    card, live, end = change.card, change.live, change.end
+    base = read_index(change.old[card.only(publish.INDEX)])
+    added = [*(read_lists(change.old[path]) for path in card.files.get(publish.DELTA, [])), *filled]
+    lists = [inner_ivf(base).invlists, *added]
+    drift = {**card.drift, "imbalance_now": round(imbalance(np.sum([lengths(each) for each in lists], axis=0)), 3)}
+    listed, in_delta = sum(each.compute_ntotal() for each in lists), end - card.base_rows
+    deltas = []
+    if compact := compact or listed - live.count + in_delta > COMPACT_FROM * listed:
+        write_index(change.trained, lists, whole / publish.INDEX, live)
+        base = read_index(whole / publish.INDEX)
+        check_ids(inner_ivf(base).invlists, live.ids)
+    elif added:
+        write_lists(added, whole / publish.DELTA)
+        delta = read_lists(whole / publish.DELTA)
+        check_ids(delta, np.arange(card.base_rows, end))
+        deltas = [delta_index(change.trained, delta)]
+    nothing = Exact([np.empty((0, card.d), np.float16)])
+    return Index(base, nothing, rerank=rerank(card.factory), deltas=deltas, live=live), drift, compact
 
 
 def _version_file(plan: Plan, card: Card, path: str, scratch: Path) -> Path:

@@ -10,6 +10,8 @@ import pytest
 
 from jobs.benchmark import hostile, index, scaling, throughput
 from jobs.benchmark.config import HostileConfig, IndexBenchmarkConfig, ThroughputConfig
+from jobs.benchmark.peering import _reached
+from jobs.benchmark.peers import measured
 from jobs.benchmark.vectors import MadeUp
 from pipeline.errors import IncompleteError
 from tests.conftest import DEMO_MODEL, ROOT, encoded
@@ -89,13 +91,48 @@ def test_the_window_is_when_all_encoders_compute():
 def test_an_index_of_each_key_is_built_and_asked_by_fresh_queries(tmp_path: Path):
     config = IndexBenchmarkConfig(out=str(tmp_path), rows=3000, dimensions=16, factories=("IVF32,SQ8", "IVF4,PQ1"))
     index.index(config)
-    good, bad = json.loads((tmp_path / "index.json").read_text())
+    found = json.loads((tmp_path / "index.json").read_text())
+    good, bad = found["keys"]
     assert (good["published"], bad["published"]) == (True, False)
     assert min(good["recall_image"], good["recall_text"]) >= 0.95
     for kind in ("image", "text"):
         assert abs(good[f"recall_{kind}"] - good[f"fresh_{kind}"]) < 0.03
     assert bad["recall_text"] < good["recall_text"]
     assert good["bytes_per_vector"] > 16 + 2 * 16
+    assert min(good["filtered"].values()) >= 0.95
+    changed = found["changed"]
+    assert changed["deleted_found"] == 0
+    for kind in ("image", "text"):
+        assert abs(changed["updated"][kind] - changed["rebuilt"][kind]) < 0.03
+    assert 0 < changed["update_s"] < 60
+
+
+def test_an_index_is_compared_with_what_others_reach_at_the_same_recall():
+    curve = [
+        {"setting": 16, "image": 0.93, "qps_image": 900.0, "text": 0.80, "qps_text": 800.0},
+        {"setting": 32, "image": 0.96, "qps_image": 500.0, "text": 0.94, "qps_text": 450.0},
+        {"setting": 64, "image": 0.99, "qps_image": 600.0, "text": 0.949, "qps_text": 300.0},
+    ]
+    reached = _reached("other", 3.0, curve, 0.95)
+    assert (reached.qps_image, reached.qps_text) == (600.0, None)  # a dial turned up may be no slower
+    assert reached.settings == {"image": 64, "text": None}
+
+
+def test_recall_and_speed_are_measured_at_every_setting_of_a_dial(tmp_path: Path):
+    vectors = MadeUp(500, 8, 0).images(500, 0)
+    np.save(tmp_path / "image.npy", vectors[:60])
+    np.save(tmp_path / "text.npy", vectors[60:120])
+    exact = np.argsort(-(vectors[:120] @ vectors.T), axis=1)[:, :10]
+    np.save(tmp_path / "image-exact.npy", exact[:60])
+    np.save(tmp_path / "text-exact.npy", exact[60:])
+
+    def search(xq: np.ndarray, setting: int) -> np.ndarray:  # of a tenth of the rows, half, all
+        return np.argsort(-(xq @ vectors[: 500 * setting // 10].T), axis=1)[:, :10]
+
+    points = list(measured(search, tmp_path, (1, 5, 10, 10)))
+    assert [point["setting"] for point in points] == [1, 5, 10]  # once enough is found, it ends
+    assert points[0]["image"] < points[1]["image"] < points[2]["image"] == 1.0
+    assert all(point["qps_text"] > 0 for point in points)
 
 
 def test_made_up_vectors_are_hard_and_texts_lie_elsewhere():

@@ -45,6 +45,9 @@ def test_plan_and_status_say_what_is_left_and_write_nothing(tmp_path: Path, caps
     seconds = planned["trial"]["start_s"] + 80 / planned["trial"]["images_per_s"]
     assert planned["hours"] * 3600 == pytest.approx(seconds, abs=5)
     assert planned["gpu_hours"] == 0
+    assert (planned["index"], planned["index_rows"]) == ("Flat", 80)
+    assert planned["index_bytes"] == 80 * planned["d"] * 4
+    assert 0 < planned["index_hours"] < 0.1
 
     with pytest.raises(IncompleteError):
         backfill(given.model_copy(update={"max_rows": 50}))
