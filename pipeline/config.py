@@ -305,7 +305,7 @@ class QueryConfig(SearchConfig):
     """What to look for, as a picture: a path or URL."""
     id: str | None = None
     """What to look for, as a row of the table: its _row_id."""
-    k: PositiveInt = Field(default=10, validation_alias=AliasChoices("k"))
+    k: int = Field(default=10, ge=1, le=10_000, validation_alias=AliasChoices("k"))
     """How many rows."""
     sheet: str | None = None
     """Write the pictures found to this PNG."""

@@ -17,7 +17,7 @@ import numpy as np
 
 K = 10
 THREADS = 2
-LADDER = (16, 32, 64, 128, 256, 512, 1024)  # what a dial is set to: candidates kept, or lists probed
+LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)  # what a dial is set to: candidates kept, or lists probed
 Search = Callable[[np.ndarray, int], np.ndarray]  # queries and a setting -> ids (n, K)
 
 

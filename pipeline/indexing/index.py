@@ -19,7 +19,8 @@ TUNED_K = 10  # that nprobe is tuned at
 MOST_FOUND = 10_000  # rows that one query may ask for
 SEARCHED_EXACTLY = 4096  # selected rows at most, that are compared one by one: about what a search of lists looks at
 LISTS_ORDERED = 1 << 24  # in one go, of all queries: 64 MiB of scores
-SETTLED = 50  # a fiftieth of the best may still change where twice as many lists were searched
+WATCHED = 4  # times k candidates that have settled where twice as many lists change ...
+SETTLED = 50  # ... no more than a fiftieth of them
 LEAST_BEAM = 64  # of an HNSW coarse quantiser, whose own default of 16 misses lists
 
 
@@ -86,7 +87,7 @@ class Index:
         if within is None or nprobe is not None:
             scores, ids = self.probe(x, wanted, *nearest_lists(inner_ivf(self.whole), x, lists), allowed)
         else:
-            step = max(1, LISTS_ORDERED // self.nlist)
+            step, wanted = max(1, LISTS_ORDERED // self.nlist), max(wanted, WATCHED * k)
             parts = [
                 self._until_settled(x[first : first + step], k, wanted, lists, allowed)
                 for first in range(0, len(x), step)
@@ -130,7 +131,7 @@ class Index:
     def _until_settled(
         self, x: NDArray[np.float32], k: int, wanted: int, lists: int, allowed: Selection | None
     ) -> Found:
-        """Search more and more lists for each query, until as many again change nothing among its 2 k best.
+        """Search more and more lists for each query, until as many again change nothing among its 4 k best.
 
         What a filter lets through may lie on another side of the space than the query, spread over lists that no tuned
         number of them reaches: with rows chosen by one coordinate, recall@10 was 0.41 without this.
@@ -144,15 +145,15 @@ class Index:
             more = self.probe(
                 x[unsettled], wanted, np.ascontiguousarray(nearness[here]), np.ascontiguousarray(numbers[here]), allowed
             )
-            before = ids[unsettled, : 2 * k]
+            before = ids[unsettled, : WATCHED * k]
             scores[unsettled], ids[unsettled] = best(
                 np.concatenate([scores[unsettled], more[0]], axis=1),
                 np.concatenate([ids[unsettled], more[1]], axis=1),
                 wanted,
             )
-            after = ids[unsettled, : 2 * k]
+            after = ids[unsettled, : WATCHED * k]
             changed = (np.sort(after, axis=1) != np.sort(before, axis=1)).sum(axis=1)
-            unsettled = unsettled[(changed > 2 * k // SETTLED) | (after[:, :k] == NO_ID).any(axis=1)]
+            unsettled = unsettled[(changed > WATCHED * k // SETTLED) | (after[:, :k] == NO_ID).any(axis=1)]
             start, end = end, min(2 * end, self.nlist)
         return scores, ids
 

@@ -6,6 +6,7 @@ file's SHA-256 is compared with the card's first, and width and count after.
 
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import faiss
@@ -76,8 +77,12 @@ class OpenIndex:
 
     def place_of(self, number: int) -> tuple[Receipt, int]:
         """Give the receipt of a vector's unit, and the vector's rank in the unit."""
-        span = self.spans[int(np.searchsorted([span.base for span in self.spans], number, side="right")) - 1]
+        span = self.spans[int(np.searchsorted(self._bases, number, side="right")) - 1]
         return span.receipt, number - span.base
+
+    @cached_property
+    def _bases(self) -> NDArray[np.int64]:
+        return np.array([span.base for span in self.spans])
 
 
 def open_index(store: Store, table: str, version: str | None = None) -> OpenIndex:
