@@ -16,7 +16,7 @@ from pipeline.indexing import publish, vectors
 from pipeline.indexing.choose import POINTS_PER_CENTROID, nlist, rerank
 from pipeline.indexing.exact import NO_ID, Block, Exact
 from pipeline.indexing.fill import fill_all
-from pipeline.indexing.index import Index, inner_ivf
+from pipeline.indexing.index import Index, held_by, inner_ivf
 from pipeline.indexing.lists import imbalance, lengths
 from pipeline.indexing.made import Made, finish
 from pipeline.indexing.merge import merge, ordered, part_of, verify
@@ -53,10 +53,8 @@ def build_anew(plan: Plan, lease: Lease, scratch: Path) -> Card:
     partials = fill_all(plan, spans, trained, digest, folder)
     merged = merge(store, partials, trained, digest, scratch, whole / publish.INDEX)
     ivf = inner_ivf(merged)
-    if ivf is None:
-        exact = Exact([faiss.rev_swig_ptr(merged.get_xb(), merged.ntotal * merged.d).reshape(-1, merged.d)])
-    else:
-        exact = exact_of(store, partials, scratch)
+    exact = held_by(merged) if ivf is None else exact_of(store, partials, scratch)
+    if ivf is not None:
         (whole / publish.TRAINED).write_bytes(trained)
     index = Index(merged, exact, rerank=rerank(plan.factory))
     verify(store, index, partials, trained, scratch)

@@ -99,7 +99,7 @@ def list_count(n: int) -> int:
 def cost(factory: str, n: int, d: int, queries: int) -> Choice:
     """Say what building and keeping an index takes."""
     lists = nlist(factory)
-    points = round(1.25 * POINTS_PER_CENTROID * lists)
+    points = training_points(lists)
     multiplied = KMEANS_ROUNDS * points * lists + n * lists + queries * n
     width = HALF_BYTES if lists else 0  # Flat has its vectors in the index
     return Choice(factory, index_bytes(factory, n, d), n * d * width, min(n, points), float(d * multiplied))
@@ -112,6 +112,11 @@ def index_bytes(factory: str, n: int, d: int) -> int:
     links = lists * int(graph.group(1)) * 2 * 4 if graph else 0
     ids = n * ID_BYTES if lists else 0
     return n * _code_bytes(factory.rpartition(",")[2], d) + ids + 4 * lists * d + links
+
+
+def training_points(lists: int) -> int:
+    """Say how many vectors k-means wants: a quarter more than the least, since some centroids get fewer than others."""
+    return round(1.25 * POINTS_PER_CENTROID * lists)
 
 
 def check_mergeable(factory: str) -> str:

@@ -28,7 +28,7 @@ LEAST_BEAM = 64  # of an HNSW coarse quantiser, whose own default of 16 misses l
 class Index:
     """What a version is made of; all of it may be memory-mapped.
 
-    ``lists`` are those of the base and, if rows were added since, of the delta; they are of one training, so a
+    The base's lists lie in ``whole``, those of rows that were added since in ``deltas``; they are of one training, so a
     query looks its lists up once. Without any, ``exact`` is the index. With ``rerank``, that many times k candidates
     are ordered again by their vectors: for codes that lose something. ``live`` leaves out rows that were deleted.
     """
@@ -121,8 +121,8 @@ class Index:
     def lists_for(self, k: int, within: Selection | None = None) -> int:
         """Say how many lists to search for k rows of a selection, from how many are enough for ten of all rows.
 
-        Ten of a hundredth of the rows lie as deep as a thousand of all; lists grow with the root of that depth, as
-        was measured (jobs/BENCHMARKS.md, filtered search).
+        Ten of a hundredth of the rows lie as deep as a thousand of all; lists grow with the root of that depth. Where a
+        filter asks for more, searching goes on from there (jobs/BENCHMARKS.md, filters).
         """
         rows = self.ntotal if within is None else max(1, within.count)
         depth = max(1.0, k / TUNED_K) * self.ntotal / rows
@@ -184,6 +184,11 @@ class Index:
 def inner_ivf(index: faiss.Index) -> Any:  # faiss.IndexIVF or None: FAISS has no types, so nobody would be warned
     """Find the inverted file inside an index, behind a rotation if there is one; None for Flat."""
     return faiss.try_extract_index_ivf(index)
+
+
+def held_by(flat: faiss.IndexFlat) -> Exact:
+    """View the vectors that a Flat index holds; it has to outlive them."""
+    return Exact([faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(-1, flat.d)])
 
 
 def transformed(index: faiss.Index, x: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -37,8 +37,10 @@ def read_lists(path: Path) -> faiss.InvertedLists:
     return lists
 
 
-def write_index(trained: bytes, parts: Sequence[faiss.InvertedLists], path: Path, live: Selection | None = None) -> int:
-    """Write an empty trained index with lists put behind each other, and say how many rows it has.
+def write_index(
+    trained: bytes, parts: Sequence[faiss.InvertedLists], path: Path, live: Selection | None = None
+) -> None:
+    """Write an empty trained index with lists put behind each other.
 
     Args:
         live: which ids stay in the lists; None: all.
@@ -59,7 +61,6 @@ def write_index(trained: bytes, parts: Sequence[faiss.InvertedLists], path: Path
     with path.open("wb") as file:
         file.write(bytes(faiss.serialize_index(empty)).removesuffix(no_lists))
         _write(file, parts, sizes, ivf.code_size, live)
-    return int(sizes.sum())
 
 
 def write_lists(parts: Sequence[faiss.InvertedLists], path: Path) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.indexing import publish
 from pipeline.indexing.index import Index
+from pipeline.indexing.merge import ordered
 from pipeline.indexing.partial import IDS, VECTORS, Partial
 from pipeline.indexing.plan import Plan
 from pipeline.indexing.plot import draw
@@ -148,7 +149,7 @@ def _put(plan: Plan, made: Made, whole: Path) -> None:
         made.name(name, path, sizes[name], sha256[name])
         plan.store.put_file(place + path, whole / name)
     roles = {publish.VECTORS: VECTORS, publish.ROW_IDS: IDS} if made.index.nlist else {publish.ROW_IDS: IDS}
-    for partial in sorted(made.partials, key=lambda partial: partial.base):
+    for partial in ordered(made.partials):
         for role, name in roles.items():
             path = f"{made.version}/{role}-{partial.base:012d}{Path(name).suffix}"
             plan.store.link_file(place + path, f"{partial.folder}/{name}")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.indexing.choose import POINTS_PER_CENTROID, nlist
+from pipeline.indexing.choose import nlist, training_points
 from pipeline.indexing.index import inner_ivf
 
 LEAST_ROWS = 20_000  # codes are trained too, and take little time
@@ -18,7 +18,7 @@ HNSW_BUILD_BEAM = 200  # FAISS's 40 makes a graph of centroids in which many can
 
 def training_rows(factory: str, n: int) -> int:
     """Say how many vectors the training of a key wants; none for Flat."""
-    wanted = round(1.25 * POINTS_PER_CENTROID * nlist(factory))  # centroids that lose points still have enough
+    wanted = training_points(nlist(factory))
     return min(n, max(wanted, LEAST_ROWS)) if wanted else 0
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline import schema
 from pipeline.errors import IncompleteError, InputError
 from pipeline.indexing.exact import Exact, Found, Selection
-from pipeline.indexing.index import Index
+from pipeline.indexing.index import Index, held_by
 from pipeline.indexing.lists import delta_index, read_index, read_lists
 from pipeline.indexing.made import live_ids, read_units
 from pipeline.indexing.publish import (
@@ -118,13 +117,12 @@ def _open(store: Store, table: str, version: str) -> OpenIndex:
     (path,) = files(INDEX)
     whole = read_index(path)
     vectors = [np.load(path, mmap_mode="r") for path in files(VECTORS)]
-    if not vectors:  # Flat is its vectors
-        vectors = [faiss.rev_swig_ptr(whole.get_xb(), whole.ntotal * whole.d).reshape(-1, whole.d)]
+    exact = Exact(vectors) if vectors else held_by(whole)  # Flat is its vectors
     row_ids = pa.chunked_array([pq.read_table(path)[schema.ROW_ID].combine_chunks() for path in files(ROW_IDS)])
     spans = read_units(*files(UNITS))
     listed = [read_lists(path) for path in files(DELTA)]
     deltas = [delta_index(files(TRAINED)[0].read_bytes(), lists) for lists in listed]
-    index = Index(whole, Exact(vectors), card.nprobe, card.rerank, deltas, _live(spans, card))
+    index = Index(whole, exact, card.nprobe, card.rerank, deltas, _live(spans, card))
     if whole.d != card.d or not len(row_ids) == len(index.exact) == card.end or index.ntotal != card.ntotal:
         raise IncompleteError(
             f"index {table}/{version}: d {whole.d}, {index.ntotal} rows, {len(index.exact)} vectors and {len(row_ids)} "
