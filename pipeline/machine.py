@@ -21,6 +21,11 @@ def available_cpus() -> int:
     return usable if quota == "max" else max(1, min(usable, int(quota) // int(period)))
 
 
+def cache_folder() -> Path:
+    """Give the folder for what can be found out or made again: nothing is lost with it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayclip"
+
+
 def peak_bytes() -> int:
     """Give the most memory that this process has had at once, with what it had mapped of files."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -6,11 +6,12 @@ are cut into batches that are as equal as they can be. Knows nothing of torch: w
 
 import json
 import logging
-import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+
+from pipeline.machine import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class BatchSizes:
 
 
 def _file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayclip" / "batch_sizes.json"
+    return cache_folder() / "batch_sizes.json"
 
 
 def _remembered() -> dict[str, int]:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from pipeline.indexing.exact import Selection
 from pipeline.indexing.index import inner_ivf
 
+# IndexIVF.parallel_mode: given lists, FAISS searches a batch on one thread unless it is told to divide the queries.
+OVER_QUERIES = 3
 MAPPED = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
 
 
@@ -26,6 +28,7 @@ def read_index(path: Path) -> faiss.Index:
     index = faiss.read_index(str(path), MAPPED)
     ivf = inner_ivf(index)
     if ivf is not None:
+        ivf.parallel_mode = OVER_QUERIES
         _read_no_further(ivf.invlists)
     return index
 
@@ -79,7 +82,7 @@ def delta_index(trained: bytes, lists: faiss.InvertedLists) -> faiss.IndexIVF:
     ivf = inner_ivf(shell)
     ivf.replace_invlists(lists, True)
     lists.this.disown()
-    ivf.ntotal = lists.compute_ntotal()
+    ivf.ntotal, ivf.parallel_mode = lists.compute_ntotal(), OVER_QUERIES
     ivf.referenced_objects = [shell]  # which owns it, where a rotation lies before it
     return ivf
 

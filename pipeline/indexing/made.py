@@ -39,7 +39,7 @@ class Made:
 
     version: str
     factory: str
-    index: Index  # without nprobe
+    index: Index  # without nprobe and margin
     spans: list[Span]  # of rows that can be found
     end: int
     base: str
@@ -74,7 +74,7 @@ def finish(plan: Plan, made: Made, truths: Sequence[Truth], whole: Path, lease: 
     """
     threads = available_cpus()
     chosen, curve = tune(made.index, truths, plan.config.recall_target, threads, nprobe)
-    index = replace(made.index, nprobe=chosen.nprobe)
+    index = replace(made.index, nprobe=chosen.nprobe, margin=chosen.margin)
     asked = stated(truths)
     draw(curve, chosen, plan.config.recall_target, whole / publish.PLOT)
     save(truths, whole / publish.TRUTH)
@@ -96,6 +96,7 @@ def finish(plan: Plan, made: Made, truths: Sequence[Truth], whole: Path, lease: 
         trained_on=made.trained_on,
         d=plan.record.d,
         nprobe=chosen.nprobe,
+        margin=chosen.margin,
         rerank=index.rerank,
         recall_target=plan.config.recall_target,
         recall_at_10=chosen.recall_at_10,
@@ -104,7 +105,7 @@ def finish(plan: Plan, made: Made, truths: Sequence[Truth], whole: Path, lease: 
         queries={truth.kind: len(truth.xq) for truth in asked},
         latency_ms=chosen.latency_ms,
         qps=chosen.qps,
-        qps_one_thread=qps_one_thread(index, chosen.nprobe, asked),
+        qps_one_thread=qps_one_thread(index, chosen, asked),
         threads=threads,
         seed=plan.config.seed,
         training_rows=made.training_rows,

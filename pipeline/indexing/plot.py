@@ -26,6 +26,7 @@ def draw(curve: Sequence[Measurement], chosen: Measurement, target: float, path:
         place = (point.latency_ms, min(point.recall_at_10.values()))
         axes.annotate(str(point.nprobe), place, textcoords="offset points", xytext=(4, -9), fontsize=7)
     axes.axhline(target, color="grey", linewidth=0.8, linestyle="--", label=f"target {target:g}")
-    axes.set_title(f"chosen, on other queries: nprobe {chosen.nprobe}" if chosen.nprobe else "every vector compared")
+    setting = f"nprobe {chosen.nprobe}, of these within {chosen.margin}" if chosen.margin else f"nprobe {chosen.nprobe}"
+    axes.set_title(f"chosen, on other queries: {setting}" if chosen.nprobe else "every vector compared")
     axes.legend()
     figure.savefig(path, dpi=110)

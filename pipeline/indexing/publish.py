@@ -41,6 +41,7 @@ class Card:
     trained_on: int  # rows that there were when it was trained
     d: int
     nprobe: int | None
+    margin: float | None  # Index.margin: of these lists, those are searched that are so near; None: all
     rerank: int | None
     recall_target: float
     recall_at_10: dict[str, float]  # by kind of query
@@ -107,8 +108,10 @@ def read_card(store: Store, table: str, version: str) -> Card:
 def _as_of_today(fields: dict[str, Any]) -> dict[str, Any]:
     """Put the fields of a card of an earlier format as they are now.
 
-    The first two knew queries by image only, and a version by files of its own only; the third, texts too.
+    The first two knew queries by image only, and a version by files of its own only; the third, texts too; none of them
+    that lists far from a query can be left out.
     """
+    fields = {"margin": None, **fields}
     if "files" in fields:
         return fields
     own = {f"{fields['version']}/{name}": name for name in fields["sha256"]}

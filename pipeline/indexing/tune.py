@@ -26,6 +26,7 @@ SPARE = 100  # ranks kept beyond the deepest: rows that tie with it, and rows th
 TIE = 1e-6
 LATENCY_QUERIES = 100
 BISECTIONS = 3  # of the nprobe between one that was too few and its double that was enough
+MARGIN, MARGIN_BISECTIONS = 0.64, 5  # of scores, that hardly a list lies below the nearest one: to steps of 0.02
 CHOOSES = 3  # every third query chooses nprobe
 STEP = 1.125  # by which nprobe grows where what it was chosen by promised too much
 
@@ -50,6 +51,7 @@ class Measurement:
     """What one setting of an index does."""
 
     nprobe: int | None
+    margin: float | None
     recall_at_10: dict[str, float]  # by kind of query
     error_at_10: dict[str, float]  # standard error of the mean over queries
     latency_ms: float  # mean of single queries, one thread
@@ -121,15 +123,16 @@ def tune(
     """Find the least nprobe whose recall reaches the target on every kind of query; give it, and all that were tried.
 
     From ``first`` it is doubled until it is enough, or every list is searched; then the interval between what was too
-    little and what was enough is halved a few times. Flat has one setting. If the other queries, for which recall is
-    stated, find less, nprobe grows until they do not.
+    little and what was enough is halved a few times. Then lists that lie far from a query are left out, as many as the
+    target allows. Flat has one setting. If the other queries, for which recall is stated, find less, nprobe and margin
+    grow until they do not.
     """
     choosing = [truth.part(slice(None, None, CHOOSES)) for truth in truths]
     stating = stated(truths)
     curve: dict[int, Measurement] = {}
 
     def is_enough(nprobe: int) -> bool:
-        curve[nprobe] = measure(index, nprobe or None, choosing, threads)
+        curve[nprobe] = measure(index, nprobe or None, None, choosing, threads)
         return curve[nprobe].reaches(target, errors=1)
 
     nlist = index.nlist
@@ -141,9 +144,23 @@ def tune(
         if (middle := (too_few + enough) // 2) == too_few:
             break
         too_few, enough = (too_few, middle) if is_enough(middle) else (middle, enough)
-    while not (found := measure(index, enough or None, stating, threads)).reaches(target) and enough < nlist:
+    margin = _margin(index, enough, choosing, target, threads) if curve[enough].reaches(target, errors=1) else None
+    while not (found := measure(index, enough or None, margin, stating, threads)).reaches(target) and enough < nlist:
         enough = min(nlist, math.ceil(enough * STEP))
+        margin = None if margin is None or enough == nlist else round(margin * STEP, 4)
     return found, [curve[nprobe] for nprobe in sorted(curve)]
+
+
+def _margin(index: Index, nprobe: int, choosing: Sequence[Truth], target: float, threads: int) -> float | None:
+    """Find the least margin that keeps recall at the target, by halving; None without lists."""
+    if not nprobe:
+        return None
+    too_small, enough = 0.0, MARGIN
+    for _ in range(MARGIN_BISECTIONS):
+        middle = (too_small + enough) / 2
+        is_enough = measure(index, nprobe, middle, choosing, threads).reaches(target, errors=1)
+        too_small, enough = (too_small, middle) if is_enough else (middle, enough)
+    return round(enough, 4)
 
 
 def stated(truths: Sequence[Truth]) -> list[Truth]:
@@ -152,22 +169,25 @@ def stated(truths: Sequence[Truth]) -> list[Truth]:
     return [other if len(other.xq) else truth for other, truth in zip(rest, truths, strict=True)]
 
 
-def measure(index: Index, nprobe: int | None, truths: Sequence[Truth], threads: int) -> Measurement:
+def measure(
+    index: Index, nprobe: int | None, margin: float | None, truths: Sequence[Truth], threads: int
+) -> Measurement:
     """Measure recall@10 on all queries, and speed on one thread and on all."""
     faiss.omp_set_num_threads(threads)
     started = time.perf_counter()
-    answers = [index.search(truth.xq, K + 1, nprobe=nprobe)[1] for truth in truths]
+    answers = [index.search(truth.xq, K + 1, nprobe=nprobe, margin=margin)[1] for truth in truths]
     batch_s = time.perf_counter() - started
     faiss.omp_set_num_threads(1)
     single = np.concatenate([truth.xq[: LATENCY_QUERIES // len(truths)] for truth in truths])
     started = time.perf_counter()
     for i in range(len(single)):
-        index.search(single[i : i + 1], K, nprobe=nprobe)
+        index.search(single[i : i + 1], K, nprobe=nprobe, margin=margin)
     single_s = time.perf_counter() - started
     faiss.omp_set_num_threads(threads)
     found = {truth.kind: recalls(ids, truth) for truth, ids in zip(truths, answers, strict=True)}
     return Measurement(
         nprobe=nprobe,
+        margin=margin,
         recall_at_10={kind: round(float(each.mean()), 4) for kind, each in found.items()},
         error_at_10={kind: round(float(each.std() / len(each) ** 0.5), 5) for kind, each in found.items()},
         latency_ms=round(single_s / len(single) * 1e3, 3),
@@ -175,13 +195,13 @@ def measure(index: Index, nprobe: int | None, truths: Sequence[Truth], threads: 
     )
 
 
-def qps_one_thread(index: Index, nprobe: int | None, truths: Sequence[Truth]) -> float:
+def qps_one_thread(index: Index, chosen: Measurement, truths: Sequence[Truth]) -> float:
     """Measure a batch of queries on one thread."""
     xq = np.concatenate([truth.xq[:LATENCY_QUERIES] for truth in truths])
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     started = time.perf_counter()
-    index.search(xq, K, nprobe=nprobe)
+    index.search(xq, K, nprobe=chosen.nprobe, margin=chosen.margin)
     seconds = time.perf_counter() - started
     faiss.omp_set_num_threads(threads)
     return round(len(xq) / seconds, 1)
@@ -189,5 +209,5 @@ def qps_one_thread(index: Index, nprobe: int | None, truths: Sequence[Truth]) ->
 
 def recall_by_depth(index: Index, truth: Truth) -> dict[str, float]:
     """Measure recall at every depth: in answers of that many, as people ask for them."""
-    found = {k: index.search(truth.xq, k + 1, nprobe=index.lists_for(k))[1] for k in DEPTHS}
+    found = {k: index.search(truth.xq, k + 1, nprobe=index.lists_for(k), margin=index.margin_for(k))[1] for k in DEPTHS}
     return {str(k): round(float(recalls(ids, truth, k).mean()), 4) for k, ids in found.items()}

@@ -122,7 +122,7 @@ def _open(store: Store, table: str, version: str) -> OpenIndex:
     spans = read_units(*files(UNITS))
     listed = [read_lists(path) for path in files(DELTA)]
     deltas = [delta_index(files(TRAINED)[0].read_bytes(), lists) for lists in listed]
-    index = Index(whole, exact, card.nprobe, card.rerank, deltas, _live(spans, card))
+    index = Index(whole, exact, card.nprobe, card.margin, card.rerank, deltas, _live(spans, card))
     if whole.d != card.d or not len(row_ids) == len(index.exact) == card.end or index.ntotal != card.ntotal:
         raise IncompleteError(
             f"index {table}/{version}: d {whole.d}, {index.ntotal} rows, {len(index.exact)} vectors and {len(row_ids)} "

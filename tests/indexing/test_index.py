@@ -54,6 +54,24 @@ def test_scores_are_those_of_the_vectors_not_of_the_codes(index: Index, vectors:
     np.testing.assert_allclose(scores, np.einsum("qd,qkd->qk", xq, vectors[ids]), atol=5e-4)
 
 
+@pytest.mark.parametrize("margin", [0.05, 0.2, 2.0])
+def test_lists_beyond_the_margin_are_left_out_and_no_others(index: Index, xq: np.ndarray, margin: float):
+    centroids = faiss.extract_index_ivf(index.whole).quantizer.reconstruct_n(0, 128)
+    nearness = xq @ centroids.T
+    for query, scores in zip(xq, nearness, strict=True):
+        near = int((scores >= scores.max() - margin).sum())
+        wanted = index.search(query[None], 10, nprobe=near)
+        np.testing.assert_array_equal(index.search(query[None], 10, nprobe=128, margin=margin)[1], wanted[1])
+
+
+def test_a_margin_that_leaves_too_few_rows_is_no_margin(index: Index, vectors: np.ndarray, xq: np.ndarray):
+    for asked in ({"nprobe": 128, "margin": 0.0}, {}):
+        scores, ids = replace(index, margin=0.0).search(xq, 5000, **asked)
+        assert (ids != NO_ID).all()
+        assert (np.sort(ids, axis=1)[:, 1:] != np.sort(ids, axis=1)[:, :-1]).all()
+    assert overlap(index.search(xq, 5000, nprobe=128, margin=0.0)[1], exactly(vectors, xq, 5000)) > 0.98
+
+
 @pytest.mark.parametrize("share", [0.5, 0.1, 0.01, 0.0001])
 def test_a_selection_is_kept_and_recall_with_it(index: Index, vectors: np.ndarray, xq: np.ndarray, share: float):
     flags = np.random.default_rng(1).random(N) < share

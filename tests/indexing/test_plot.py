@@ -9,7 +9,7 @@ from pipeline.indexing.tune import Measurement
 
 
 def point(nprobe: int | None, image: float, text: float, ms: float) -> Measurement:
-    return Measurement(nprobe, {"image": image, "text": text}, {"image": 0.0, "text": 0.0}, ms, 1000.0)
+    return Measurement(nprobe, nprobe and 0.2, {"image": image, "text": text}, {"image": 0.0, "text": 0.0}, ms, 1000.0)
 
 
 @pytest.mark.parametrize("nprobe", [8, None])

@@ -97,11 +97,23 @@ def test_the_least_nprobe_is_chosen_that_meets_the_target():
     assert least.recall_at_10["image"] >= 0.9 + least.error_at_10["image"]
     too_few = [nprobe for nprobe, point in tried.items() if not point.reaches(0.9, errors=1)]
     assert max(too_few) == chosen.nprobe - 1
-    assert measure(whole, 64, [truth], 1).recall_at_10 == {"image": 1.0}
+    assert measure(whole, 64, None, [truth], 1).recall_at_10 == {"image": 1.0}
     assert tune(whole, [truth], 1.0, 1)[0].recall_at_10 == {"image": 1.0}
     most, unreachable = tune(whole, [truth], 1.1, 1)
     assert [point.nprobe for point in unreachable] == [1, 2, 4, 8, 16, 32, 64]
     assert (most.nprobe, most.recall_at_10) == (64, {"image": 1.0})
+
+
+def test_lists_far_from_a_query_are_left_out_as_far_as_the_target_allows():
+    vectors = made_up_vectors(3000, 32)
+    truth = truth_of(vectors, np.arange(0, 3000, 20))
+    whole = index_of("IVF64,Flat", vectors)
+    chosen, curve = tune(whole, [truth], 0.9, 1)
+    (choosing,) = (truth.part(slice(None, None, 3)),)
+    assert 0 < chosen.margin < 0.64
+    assert measure(whole, chosen.nprobe, chosen.margin, [choosing], 1).reaches(0.9, errors=1)
+    assert not measure(whole, chosen.nprobe, chosen.margin - 0.02, [choosing], 1).reaches(0.9, errors=1)
+    assert tune(whole, [truth], 1.1, 1)[0].margin is None
 
 
 def test_recall_is_stated_for_queries_that_did_not_choose():
@@ -110,7 +122,10 @@ def test_recall_is_stated_for_queries_that_did_not_choose():
     (others,) = stated([truth])
     assert (len(truth.xq), len(others.xq)) == (150, 100)
     chosen, _ = tune(index_of("IVF64,Flat", vectors), [truth], 0.9, 1)
-    assert chosen.recall_at_10 == measure(index_of("IVF64,Flat", vectors), chosen.nprobe, [others], 1).recall_at_10
+    assert (
+        chosen.recall_at_10
+        == measure(index_of("IVF64,Flat", vectors), chosen.nprobe, chosen.margin, [others], 1).recall_at_10
+    )
     misleading = Truth("image", truth.xq.copy(), truth.own, truth.scores, truth.ids)
     misleading.xq[::3] = vectors[truth.ids[::3, 0]]  # these find their neighbours with next to no lists
     whole = index_of("IVF64,Flat", vectors)
@@ -185,6 +200,6 @@ def test_re_ranking_puts_back_what_codes_lose():
     vectors = made_up_vectors(3000, 32)
     index, truth = filled("IVF16,SQ4", vectors), truth_of(vectors, np.arange(0, 3000, 20))
     exact = Exact([vectors.astype(np.float16)])
-    codes_only = measure(Index(index, exact), 16, [truth], 1).recall_at_10["image"]
-    ranked_again = measure(Index(index, exact, rerank=4), 16, [truth], 1).recall_at_10["image"]
+    codes_only = measure(Index(index, exact), 16, None, [truth], 1).recall_at_10["image"]
+    ranked_again = measure(Index(index, exact, rerank=4), 16, None, [truth], 1).recall_at_10["image"]
     assert codes_only < 0.97 < 0.99 <= ranked_again

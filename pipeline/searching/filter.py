@@ -1,0 +1,122 @@
+"""Conditions on kept columns in, the vector ids that meet them out.
+
+Conditions have types and no text that is ever run: columns, operators and values, put together by all, any and not. A
+null meets no condition but is_null. Knows nothing of HTTP.
+"""
+
+from typing import Annotated, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+
+from pipeline.errors import InputError
+from pipeline.indexing.exact import Selection
+from pipeline.searching.columns import Columns
+
+MAX_DEPTH = 8
+MAX_CONDITIONS = 64
+MAX_VALUES = 1000  # of one "in"
+Text = Annotated[StrictStr, Field(max_length=10_000)]
+Value = StrictBool | StrictInt | StrictFloat | Text
+COMPARISONS = {
+    "eq": pc.equal,
+    "ne": pc.not_equal,
+    "lt": pc.less,
+    "lte": pc.less_equal,
+    "gt": pc.greater,
+    "gte": pc.greater_equal,
+}
+OPERATORS = (*COMPARISONS, "in_", "contains", "is_null")
+
+
+class Filter(BaseModel):
+    """One of all, any, not; or a column with one operator."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
+
+    all: tuple["Filter", ...] | None = Field(default=None, min_length=1, max_length=MAX_CONDITIONS)
+    any: tuple["Filter", ...] | None = Field(default=None, min_length=1, max_length=MAX_CONDITIONS)
+    not_: "Filter | None" = Field(default=None, alias="not")
+    column: Text | None = None
+    eq: Value | None = None
+    ne: Value | None = None
+    lt: Value | None = None
+    lte: Value | None = None
+    gt: Value | None = None
+    gte: Value | None = None
+    in_: tuple[Value, ...] | None = Field(default=None, alias="in", min_length=1, max_length=MAX_VALUES)
+    contains: Text | None = None
+    is_null: StrictBool | None = None
+
+    @model_validator(mode="after")
+    def _is_one_condition(self) -> Self:
+        kinds = [name for name in ("all", "any", "not_", "column") if getattr(self, name) is not None]
+        operators = [name for name in OPERATORS if getattr(self, name) is not None]
+        if len(kinds) != 1 or len(operators) != (kinds == ["column"]):
+            raise ValueError("wanted one of all, any, not; or a column with one operator such as eq, in or is_null")
+        if self.depth > MAX_DEPTH or self.conditions > MAX_CONDITIONS:
+            raise ValueError(f"wanted at most {MAX_DEPTH} levels and {MAX_CONDITIONS} conditions")
+        return self
+
+    @property
+    def parts(self) -> tuple["Filter", ...]:
+        """The conditions below this one."""
+        return self.all or self.any or (() if self.not_ is None else (self.not_,))
+
+    @property
+    def depth(self) -> int:
+        """How many levels there are."""
+        return 1 + max((part.depth for part in self.parts), default=0)
+
+    @property
+    def conditions(self) -> int:
+        """How many conditions there are in all."""
+        return 1 + sum(part.conditions for part in self.parts)
+
+
+def select(filter: Filter, columns: Columns) -> Selection:
+    """Find the vector ids whose columns meet a filter.
+
+    Raises:
+        InputError: there is no such column, or one of another type than the condition.
+    """
+    masks = [pc.fill_null(_mask(filter, batch), False) for batch in columns.batches]
+    return Selection(np.concatenate([np.asarray(mask.to_numpy(zero_copy_only=False), np.bool_) for mask in masks]))
+
+
+def _mask(filter: Filter, batch: pa.RecordBatch) -> pa.BooleanArray:
+    """Tell for every row whether it meets a filter; null where a null leaves it open (Kleene's logic)."""
+    if filter.not_ is not None:
+        return pc.invert(_mask(filter.not_, batch))
+    if filter.column is not None:
+        return _compared(filter, filter.column, batch)
+    first, *others = (_mask(part, batch) for part in filter.parts)
+    for other in others:
+        first = pc.and_kleene(first, other) if filter.all else pc.or_kleene(first, other)
+    return first
+
+
+def _compared(filter: Filter, name: str, batch: pa.RecordBatch) -> pa.BooleanArray:
+    if name not in batch.schema.names:
+        raise InputError(f"filter: no column {name!r}; there are {', '.join(batch.schema.names)}")
+    column = batch[name]
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if filter.is_null is not None:
+        return pc.is_null(column) if filter.is_null else pc.is_valid(column)
+    try:
+        if filter.contains is not None:
+            return pc.match_substring(column, filter.contains)
+        if filter.in_ is not None:
+            values = pa.concat_arrays([pa.array([value]).cast(column.type) for value in filter.in_])
+            return pc.is_in(column, value_set=values)
+        ((compare, value),) = (
+            (compare, getattr(filter, operator))
+            for operator, compare in COMPARISONS.items()
+            if getattr(filter, operator) is not None
+        )
+        return compare(column, pa.scalar(value).cast(column.type))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise InputError(f"filter: column {name!r} is of type {column.type}: {error}") from error
