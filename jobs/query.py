@@ -11,7 +11,8 @@ from jobs.launch import launch
 from pipeline.analysis.sheet import contact_sheet
 from pipeline.config import QueryConfig
 from pipeline.errors import InputError
-from pipeline.serving.service import Answer, QueryError, Service
+from pipeline.serving.problems import QueryError
+from pipeline.serving.service import Answer, Service
 
 
 def run(config: QueryConfig) -> None:
@@ -31,7 +32,10 @@ def run(config: QueryConfig) -> None:
     if config.sheet is not None:
         asked = config.text or config.image or config.id or ""
         pictures = [
-            (service.rows.picture(hit.number), " ".join([f"{hit.score:.3f}", hit.id, *map(str, hit.columns.values())]))
+            (
+                service.snapshot.pictures.of(hit.number),
+                " ".join([f"{hit.score:.3f}", hit.id, *map(str, hit.columns.values())]),
+            )
             for hit in answer.hits
         ]
         Path(config.sheet).parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ def run(config: ServeConfig) -> None:
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, lambda number, frame: stop.set())
     start(app, config.host, config.port)
-    print(f"serving on http://{config.host}:{config.port}  (documentation: /docs)", flush=True)
+    print(f"serving on http://{config.host}:{config.port}  (API: /openapi.json)", flush=True)
     stop.wait()
     serve.shutdown()
 

@@ -323,11 +323,56 @@ class QueryConfig(SearchConfig):
 class ServeConfig(SearchConfig):
     """Answer queries over HTTP: python -m jobs.serve."""
 
+    tables: tuple[str, ...] = ()
+    """Several tables of the store, of one space or more; the first answers where a request names none."""
     host: str = "127.0.0.1"
     """The address to bind; any other than loopback needs api_key_file."""
     port: int = Field(default=8000, ge=1, le=65535)
     """The port to bind."""
     api_key_file: str | None = None
-    """A file of keys, one a line; with it every route but /livez and /docs wants 'Authorization: Bearer <key>'."""
+    """A file of keys, one a line, 'admin' before those that may also read /metrics and have CURRENT looked at; all are
+    valid, so that an old and a new one overlap. With it every route but /livez wants 'Authorization: Bearer <key>', or
+    the key as the password that a browser asks for."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names that requests may be for; on loopback, loopback's own are always among them, and others are refused,
+    since any page's script could have its own name lead here. (): elsewhere, any."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the API, as https://example.org."""
     replicas: PositiveInt = 1
-    """Processes that answer; each holds the model and the index."""
+    """Processes that answer; each holds the model, and maps the index."""
+    max_replicas: PositiveInt | None = None
+    """More of them while requests wait; None: no more."""
+    max_waiting: PositiveInt = 64
+    """Requests in one replica, past which others get 429 at once."""
+    timeout_s: float = Field(default=10.0, gt=0.0, le=60.0)
+    """What a request may take that names no time itself; then it gets 504."""
+    searchers: PositiveInt = 1
+    """Batches of queries that one replica searches at a time."""
+    search_threads: PositiveInt | None = None
+    """Threads of one search of a batch; None: all CPUs, shared among the searchers."""
+    max_body_bytes: ByteSize = ByteSize(32 << 20)
+    """Longer requests get 413, counted as they arrive."""
+    max_image_bytes: ByteSize = ByteSize(20 << 20)
+    """Of one image of a query, at most what the embed job took."""
+    max_image_pixels: PositiveInt = 40_000_000
+    """Likewise."""
+    image_urls: bool = False
+    """Fetch images that queries name by URL, from public addresses only, as the embed job does."""
+    model_aliases: tuple[str, ...] = ()
+    """Names under which POST /v1/embeddings also takes the first table's model, for clients that name another."""
+    thumbnail_px: PositiveInt = 256
+    """The longer edge of thumbnails made from the source."""
+    poll_s: float = Field(default=5.0, gt=0.0)
+    """Seconds between looks at which version is published."""
+    allow_ha_proxy: bool = False
+    """Start although RAY_SERVE_ENABLE_HA_PROXY makes Serve bind every address of the machine."""
+
+    @model_validator(mode="after")
+    def _tables_are_named_once(self) -> Self:
+        if len(set(self.tables)) < len(self.tables) or (self.tables and self.table is not None):
+            raise ValueError("tables: wanted each once, and no table beside them")
+        if self.model is not None and len(self.tables) > 1:
+            raise ValueError("model: of which of the tables? their models are where table.json says")
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas: wanted {self.replicas} at least")
+        return self

@@ -26,7 +26,7 @@ def run(config: ShowConfig) -> None:
         print(f"\n{question!r}")
         for hit in service.search(service.embed_text(question), COLUMNS).hits:
             print(f"  {hit.score:.3f}  {hit.id}  {hit.columns['caption']}")
-            pictures.append((service.rows.picture(hit.number), f"{hit.score:.3f} {hit.columns['caption']}"))
+            pictures.append((service.snapshot.pictures.of(hit.number), f"{hit.score:.3f} {hit.columns['caption']}"))
     sheet = Path(config.sheet)
     sheet.parent.mkdir(parents=True, exist_ok=True)
     sheet.write_bytes(contact_sheet(pictures, service.record.preprocess, "; ".join(QUESTIONS)))

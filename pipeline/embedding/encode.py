@@ -149,6 +149,11 @@ class Encode:
             tokens = self.tokenizer(texts).to(self.device)
             return np.asarray(self._normalised(self.model.encode_text(tokens)).cpu().numpy(), np.float32)
 
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """Count the tokens of texts, as far as the text tower reads them; what fills up the rest does not count."""
+        *tokens, empty = self.tokenizer([*texts, ""])
+        return [int((each != empty[-1]).sum()) for each in tokens]
+
     @torch.inference_mode()
     def _image_batch(self, pixels: NDArray[np.uint8]) -> torch.Tensor | None:
         """Start encoding a batch, to vectors on the device; None if memory ran out. A GPU may still work on it."""

@@ -151,8 +151,7 @@ class Index:
         scores, ids = self.probe(x, wanted, nearness, near, allowed)
         short = np.flatnonzero((ids[:, -1] == NO_ID) & (near[:, -1] == NO_ID))
         if len(short):
-            some = (np.ascontiguousarray(each[short]) for each in (nearness, numbers))
-            scores[short], ids[short] = self.probe(x[short], wanted, *some, allowed)
+            scores[short], ids[short] = self.probe(x[short], wanted, nearness[short], numbers[short], allowed)
         return scores, ids
 
     def _until_settled(

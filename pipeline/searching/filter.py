@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 
 from pipeline.errors import InputError
 from pipeline.indexing.exact import Selection
+from pipeline.schema import CONTENT_HASH
 from pipeline.searching.columns import Columns
 
 MAX_DEPTH = 8
@@ -76,46 +77,47 @@ class Filter(BaseModel):
         return 1 + sum(part.conditions for part in self.parts)
 
 
-def select(filter: Filter, columns: Columns) -> Selection:
+def select(wanted: Filter, columns: Columns) -> Selection:
     """Find the vector ids whose columns meet a filter.
 
     Raises:
         InputError: there is no such column, or one of another type than the condition.
     """
-    masks = [pc.fill_null(_mask(filter, batch), False) for batch in columns.batches]
+    masks = [pc.fill_null(_mask(wanted, batch), False) for batch in columns.batches]
     return Selection(np.concatenate([np.asarray(mask.to_numpy(zero_copy_only=False), np.bool_) for mask in masks]))
 
 
-def _mask(filter: Filter, batch: pa.RecordBatch) -> pa.BooleanArray:
+def _mask(wanted: Filter, batch: pa.RecordBatch) -> pa.BooleanArray:
     """Tell for every row whether it meets a filter; null where a null leaves it open (Kleene's logic)."""
-    if filter.not_ is not None:
-        return pc.invert(_mask(filter.not_, batch))
-    if filter.column is not None:
-        return _compared(filter, filter.column, batch)
-    first, *others = (_mask(part, batch) for part in filter.parts)
+    if wanted.not_ is not None:
+        return pc.invert(_mask(wanted.not_, batch))
+    if wanted.column is not None:
+        return _compared(wanted, wanted.column, batch)
+    first, *others = (_mask(part, batch) for part in wanted.parts)
     for other in others:
-        first = pc.and_kleene(first, other) if filter.all else pc.or_kleene(first, other)
+        first = pc.and_kleene(first, other) if wanted.all else pc.or_kleene(first, other)
     return first
 
 
-def _compared(filter: Filter, name: str, batch: pa.RecordBatch) -> pa.BooleanArray:
-    if name not in batch.schema.names:
-        raise InputError(f"filter: no column {name!r}; there are {', '.join(batch.schema.names)}")
+def _compared(wanted: Filter, name: str, batch: pa.RecordBatch) -> pa.BooleanArray:
+    known = [each for each in batch.schema.names if each != CONTENT_HASH]
+    if name not in known:
+        raise InputError(f"filter: no column {name!r}; there are {', '.join(known)}")
     column = batch[name]
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if filter.is_null is not None:
-        return pc.is_null(column) if filter.is_null else pc.is_valid(column)
+    if wanted.is_null is not None:
+        return pc.is_null(column) if wanted.is_null else pc.is_valid(column)
     try:
-        if filter.contains is not None:
-            return pc.match_substring(column, filter.contains)
-        if filter.in_ is not None:
-            values = pa.concat_arrays([pa.array([value]).cast(column.type) for value in filter.in_])
+        if wanted.contains is not None:
+            return pc.match_substring(column, wanted.contains)
+        if wanted.in_ is not None:
+            values = pa.concat_arrays([pa.array([value]).cast(column.type) for value in wanted.in_])
             return pc.is_in(column, value_set=values)
         ((compare, value),) = (
-            (compare, getattr(filter, operator))
+            (compare, getattr(wanted, operator))
             for operator, compare in COMPARISONS.items()
-            if getattr(filter, operator) is not None
+            if getattr(wanted, operator) is not None
         )
         return compare(column, pa.scalar(value).cast(column.type))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:

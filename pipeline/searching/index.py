@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -82,6 +83,11 @@ class OpenIndex:
     @cached_property
     def _bases(self) -> NDArray[np.int64]:
         return np.array([span.base for span in self.spans])
+
+
+def use_threads(threads: int) -> None:
+    """Let searches that the calling thread makes use so many threads."""
+    faiss.omp_set_num_threads(threads)
 
 
 def open_index(store: Store, table: str, version: str | None = None) -> OpenIndex:

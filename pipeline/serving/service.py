@@ -1,12 +1,13 @@
-"""A query in, ranked rows out: one table's published index behind the very encoder and preprocessing that made it.
+"""One table that answers: its published version behind the very encoder and preprocessing that made it.
 
-In: text, an encoded image, a row's id, or a vector. Out: hits with the index version and the space that they belong
-to. Used by the HTTP endpoint and by `jobs.query`; knows nothing of HTTP or of Ray.
+In: texts, encoded images, vectors. Out: vectors, and hits with the index version and the space that they belong to.
+Used by the HTTP endpoint and by `jobs.query`; knows nothing of HTTP or of Ray.
 """
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,37 +20,19 @@ from pipeline.embedding.sandbox import Sandbox
 from pipeline.embedding.web import Web
 from pipeline.errors import InputError, RunError
 from pipeline.filesystem import STORE_ERRORS
-from pipeline.indexing.exact import NO_ID
 from pipeline.indexing.publish import read_current
 from pipeline.machine import available_cpus
 from pipeline.model import EncodeSpec
 from pipeline.schema import RejectedRowError
-from pipeline.searching.index import OpenIndex, open_index
-from pipeline.searching.rows import Rows
+from pipeline.serving.problems import QueryError
+from pipeline.serving.snapshot import Asked, Hit, Snapshot, open_snapshot
 from pipeline.store import Store
-from pipeline.table import find_table, read_record, table_folder
+from pipeline.table import TableRecord, find_table, read_record, table_folder
 
 logger = logging.getLogger(__name__)
 
 REFUSED_S = 300.0  # until a version that was refused is looked at again
-
-
-class QueryError(Exception):
-    """A query that cannot be answered as it was put; ``code`` is stable, for programs."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One row found."""
-
-    id: str
-    score: float  # inner product of unit vectors: 1 is the same direction
-    columns: dict[str, object]
-    number: int  # the vector id
+Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -61,6 +44,15 @@ class Answer:
     hits: tuple[Hit, ...]
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A published version that is not served, and why."""
+
+    version: str | None
+    why: str
+    until: float  # of the monotonic clock; it is looked at again then
+
+
 class Service:
     """Everything that answering needs, loaded once.
 
@@ -70,43 +62,40 @@ class Service:
     """
 
     def __init__(
-        self, store_url: str, table: str | None, model: str | None = None, *, allow_pickle_weights: bool = False
+        self,
+        store_url: str,
+        table: str | None,
+        model: str | None = None,
+        *,
+        allow_pickle_weights: bool = False,
+        encoder: Encode | None = None,
+        max_image_bytes: int | None = None,
+        max_image_pixels: int | None = None,
     ) -> None:
-        store = Store(store_url)
-        self.store = store
-        self.table = find_table(store, table)
-        record = read_record(store, self.table)
-        if record is None:
-            raise InputError(f"table {self.table}: has no table.json")
-        self.record = record
-        self.encoder = Encode(
-            EncodeSpec(
-                model=model or record.model,
-                space=record.space,
-                preprocess=record.preprocess,
-                dimensions=record.d,
-                threads=available_cpus(),
-                allow_pickle_weights=allow_pickle_weights,
-            )
+        """Load all of it.
+
+        Args:
+            model: where the table's model is now, if it has moved.
+            encoder: of the table's space, where another table has loaded it already.
+            max_image_bytes, max_image_pixels: of an image of a query, if less than the embed job took.
+        """
+        self.store = Store(store_url)
+        self.table = find_table(self.store, table)
+        self.record = self._read_record()
+        self.encoder = encoder or Encode(self._encode_spec(model, allow_pickle_weights))
+        limits = self.record.preprocess.limits
+        self.limits = replace(
+            limits,
+            max_image_bytes=min(limits.max_image_bytes, max_image_bytes or limits.max_image_bytes),
+            max_image_pixels=min(limits.max_image_pixels, max_image_pixels or limits.max_image_pixels),
         )
-        self.sandbox = Sandbox(record.preprocess)
-        embedded_with = store.read_json(f"{table_folder(self.table)}/config.json")
+        self.sandbox = Sandbox(replace(self.record.preprocess, limits=self.limits))
+        embedded_with = self.store.read_json(f"{table_folder(self.table)}/config.json")
         self.fetch_spec = fetch_spec(
-            FetchConfig.model_validate(embedded_with["fetch"]), record.preprocess.limits.max_image_bytes
+            FetchConfig.model_validate(embedded_with["fetch"]), self.record.preprocess.limits.max_image_bytes
         )
-        self._refused: str | None = None  # a version that cannot be served
-        self._refused_until = 0.0
-        self._rows = self._open()  # swapped whole; a query takes it once
-
-    @property
-    def rows(self) -> Rows:
-        """The rows of the version that answers now."""
-        return self._rows
-
-    @property
-    def index(self) -> OpenIndex:
-        """The version that answers now."""
-        return self._rows.index
+        self.refused: Refused | None = None
+        self.snapshot = self._open()  # swapped whole; a query takes it once
 
     def refresh(self) -> bool:
         """Take the published version over if it is another one; whether it was.
@@ -116,83 +105,70 @@ class Service:
         published = None
         try:
             published = read_current(self.store, self.table)
-            if published in (None, self.index.card.version):
+            if published in (None, self.snapshot.version):
+                self.refused = None
                 return False
-            if published == self._refused and time.monotonic() < self._refused_until:
+            known = self.refused
+            if known is not None and known.version == published and time.monotonic() < known.until:
                 return False
-            self._rows = self._open()
+            self.snapshot = self._open()
         except (RunError, *STORE_ERRORS) as error:
-            if isinstance(error, RunError):  # all of it would be read again at every look
-                self._refused, self._refused_until = published, time.monotonic() + REFUSED_S
-            logger.warning("index=%s stays at version %s: %s", self.table, self.index.card.version, error)
+            # All of a damaged one would be read again at every look; a store that failed may be well at the next.
+            again_s = REFUSED_S if isinstance(error, RunError) else 0.0
+            self.refused = Refused(published, " ".join(str(error).split()), time.monotonic() + again_s)
+            logger.warning("index=%s stays at version %s: %s", self.table, self.snapshot.version, error)
             return False
-        logger.info("index=%s version=%s answers now", self.table, self.index.card.version)
+        self.refused = None
+        logger.info("index=%s version=%s answers now", self.table, self.snapshot.version)
         return True
 
-    def _open(self) -> Rows:
-        """Load the published version beside the one that answers, and ask it for a row of its own."""
-        index = open_index(self.store, self.table)
-        if self.record.space != index.card.space:
-            raise InputError(
-                f"table {self.table}: its index is of space {index.card.space}, its rows of {self.record.space}; run "
-                "python -m jobs.build_index"
-            )
-        rows = Rows(self.store, index, self.record, self.fetch_spec)
-        self._check(rows)
-        return rows
-
-    def check(self) -> None:
-        """Ask for a stored row by its own vector.
-
-        Raises:
-            InputError: the index does not find it.
-        """
-        self._check(self._rows)
-
-    def _check(self, rows: Rows) -> None:
-        answer = self._search(rows, rows.index.vector(rows.index.spans[0].base), 1)
-        if not answer.hits or answer.hits[0].score < 0.99:
-            raise InputError(f"index {self.table}/{rows.index.card.version}: a row of its own is not found in it")
-
-    def search(self, vector: NDArray[np.float32], k: int) -> Answer:
+    def search(self, vector: Vector, k: int) -> Answer:
         """Find the k rows nearest to a unit vector (d,)."""
-        return self._search(self._rows, vector, k)
+        snapshot = self.snapshot
+        scores, numbers = snapshot.search(vector[None, :], Asked(k))
+        return Answer(snapshot.version, self.record.space, snapshot.hits(scores[0], numbers[0]))
 
-    def _search(self, rows: Rows, vector: NDArray[np.float32], k: int) -> Answer:
-        index = rows.index
-        scores, numbers = index.search(vector[None, :], k)
-        hits = tuple(
-            Hit(index.row_ids[int(number)].as_py(), float(score), rows.kept(int(number)), int(number))
-            for score, number in zip(scores[0], numbers[0], strict=True)
-            if number != NO_ID
-        )
-        return Answer(index.card.version, self.record.space, hits)
+    def embed_texts(self, texts: Sequence[str]) -> list[Vector | Exception]:
+        """Encode texts by the table's own text tower: a vector (d,) of norm 1 each, or why there is none."""
+        try:
+            vectors = self.encoder.encode_texts(list(texts))
+        except InputError as error:
+            return [QueryError("no_tokenizer", str(error))] * len(texts)
+        return [_directed_or_why(vector, "text") for vector in vectors]
 
-    def embed_text(self, text: str) -> NDArray[np.float32]:
-        """Encode a text by the table's own text tower: (d,).
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens that the text tower reads of each text, start and end among them."""
+        return self.encoder.count_tokens(list(texts))
+
+    def embed_images(self, encoded: Sequence[bytes]) -> list[Vector | Exception]:
+        """Decode, fit and encode images as the embed job did: a vector (d,) of norm 1 each, or why there is none."""
+        pixels, rejects = self.sandbox.pixels(encoded)
+        good = np.array([reject is None for reject in rejects])
+        vectors = np.zeros((len(encoded), self.record.d), np.float32)
+        vectors[good] = self.encoder.encode_images(pixels[good])
+        return [
+            _directed_or_why(vector, "image") if reject is None else _image_error(reject)
+            for vector, reject in zip(vectors, rejects, strict=True)
+        ]
+
+    def embed_text(self, text: str) -> Vector:
+        """Encode a text: (d,).
 
         Raises:
             QueryError: the model came without its tokenizer, or the text has no direction.
         """
-        try:
-            vector: NDArray[np.float32] = self.encoder.encode_texts([text])[0]
-        except InputError as error:
-            raise QueryError("no_tokenizer", str(error)) from error
-        return _directed(vector, "text")
+        return _vector(self.embed_texts([text])[0])
 
-    def embed_image(self, encoded: bytes) -> NDArray[np.float32]:
-        """Decode, fit and encode an image as the embed job did: (d,).
+    def embed_image(self, encoded: bytes) -> Vector:
+        """Encode an image: (d,).
 
         Raises:
             QueryError: there is no image in these bytes.
         """
-        pixels, [reject] = self.sandbox.pixels([encoded])
-        if reject is not None:
-            raise QueryError(f"image_{reject.reason}", f"image: {reject}") from reject
-        return _directed(self.encoder.encode_images(pixels)[0], "image")
+        return _vector(self.embed_images([encoded])[0])
 
     def fetch_image(self, url: str) -> bytes:
-        """Read an image that a path or URL names: any local file, URLs as the embed job may.
+        """Read an image that a path or URL names, for the user of this machine: any local file, URLs as the embed job.
 
         Raises:
             QueryError: it cannot or may not be read.
@@ -201,20 +177,17 @@ class Service:
             path = url if "://" in url else str(Path(url).absolute())
             return fetch(path, self.fetch_spec, Web(self.fetch_spec.web), more_roots=("/",))
         except RejectedRowError as error:
-            raise QueryError(f"image_{error.reason}", str(error)) from error
+            raise _image_error(error) from error
 
-    def vector_of_row(self, row_id: str) -> NDArray[np.float32]:
+    def vector_of_row(self, row_id: str) -> Vector:
         """Look a row's vector up: (d,).
 
         Raises:
             QueryError: the index has no such row.
         """
-        number = self.index.number_of(row_id)
-        if number is None:
-            raise QueryError("unknown_id", f"id {row_id!r}: not in index {self.index.card.version}")
-        return self.index.vector(number)
+        return self.snapshot.index.vector(self.snapshot.number_of(row_id))
 
-    def check_vector(self, values: list[float], space: str | None) -> NDArray[np.float32]:
+    def check_vector(self, values: Sequence[float], space: str | None) -> Vector:
         """Take a vector that was made elsewhere, normalised: (d,).
 
         Raises:
@@ -224,11 +197,53 @@ class Service:
             raise QueryError("wrong_space", f"vector is of space {space!r}, the table of {self.record.space!r}")
         if len(values) != self.record.d:
             raise QueryError("wrong_width", f"vector has {len(values)} coordinates, the table {self.record.d}")
-        return _directed(np.asarray(values, np.float32), "vector")
+        return directed(np.asarray(values, np.float64), "vector")
+
+    def _open(self) -> Snapshot:
+        return open_snapshot(self.store, self.table, self.record, self.fetch_spec)
+
+    def _read_record(self) -> TableRecord:
+        record = read_record(self.store, self.table)
+        if record is None:
+            raise InputError(f"table {self.table}: has no table.json")
+        return record
+
+    def _encode_spec(self, model: str | None, allow_pickle_weights: bool) -> EncodeSpec:
+        return EncodeSpec(
+            model=model or self.record.model,
+            space=self.record.space,
+            preprocess=self.record.preprocess,
+            dimensions=self.record.d,
+            threads=available_cpus(),
+            allow_pickle_weights=allow_pickle_weights,
+        )
 
 
-def _directed(vector: NDArray[np.float32], what: str) -> NDArray[np.float32]:
-    norm = float(np.linalg.norm(vector.astype(np.float64)))
-    if not np.isfinite(norm) or norm == 0.0:
-        raise QueryError("no_direction", f"{what}: its vector is zero or not finite")
-    return np.asarray(vector / norm, np.float32)
+def directed(vector: NDArray[np.floating], what: str) -> Vector:
+    """Give a vector norm 1.
+
+    Raises:
+        QueryError: it is zero or not finite.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm = float(np.linalg.norm(vector.astype(np.float64)))
+        if not np.isfinite(norm) or norm == 0.0:
+            raise QueryError("no_direction", f"{what}: its vector is zero or not finite")
+        return np.asarray(vector / norm, np.float32)
+
+
+def _directed_or_why(vector: Vector, what: str) -> Vector | Exception:
+    try:
+        return directed(vector, what)
+    except QueryError as error:
+        return error
+
+
+def _vector(found: Vector | Exception) -> Vector:
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _image_error(reject: RejectedRowError) -> QueryError:
+    return QueryError(f"image_{reject.reason}", f"image: {reject}")

@@ -66,7 +66,7 @@ def test_lists_beyond_the_margin_are_left_out_and_no_others(index: Index, xq: np
 
 def test_a_margin_that_leaves_too_few_rows_is_no_margin(index: Index, vectors: np.ndarray, xq: np.ndarray):
     for asked in ({"nprobe": 128, "margin": 0.0}, {}):
-        scores, ids = replace(index, margin=0.0).search(xq, 5000, **asked)
+        _, ids = replace(index, margin=0.0).search(xq, 5000, **asked)
         assert (ids != NO_ID).all()
         assert (np.sort(ids, axis=1)[:, 1:] != np.sort(ids, axis=1)[:, :-1]).all()
     assert overlap(index.search(xq, 5000, nprobe=128, margin=0.0)[1], exactly(vectors, xq, 5000)) > 0.98

@@ -108,8 +108,8 @@ def test_lists_far_from_a_query_are_left_out_as_far_as_the_target_allows():
     vectors = made_up_vectors(3000, 32)
     truth = truth_of(vectors, np.arange(0, 3000, 20))
     whole = index_of("IVF64,Flat", vectors)
-    chosen, curve = tune(whole, [truth], 0.9, 1)
-    (choosing,) = (truth.part(slice(None, None, 3)),)
+    chosen, _ = tune(whole, [truth], 0.9, 1)
+    choosing = truth.part(slice(None, None, 3))
     assert 0 < chosen.margin < 0.64
     assert measure(whole, chosen.nprobe, chosen.margin, [choosing], 1).reaches(0.9, errors=1)
     assert not measure(whole, chosen.nprobe, chosen.margin - 0.02, [choosing], 1).reaches(0.9, errors=1)
