@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.serving.service import QueryError, Service
+from pipeline.serving.problems import QueryError
+from pipeline.serving.service import Service
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def test_an_image_of_the_corpus_finds_itself(service: Service, demo_rows: list[d
         assert hit.id == row["key"]
         assert hit.score > 0.99
         assert hit.columns == {"caption": row["caption"], "colour": row["colour"]}
-        assert service.rows.picture(hit.number) == row["image"]
+        assert service.snapshot.pictures.of(hit.number) == row["image"]
 
 
 def test_a_text_finds_what_it_says(service: Service):
@@ -35,7 +36,7 @@ def test_a_row_is_its_own_nearest(service: Service, demo_rows: list[dict]):
 
 def test_more_rows_than_there_are_gives_all_of_them_once(service: Service):
     hits = service.search(service.embed_text("a shape"), 1000).hits
-    assert len({hit.id for hit in hits}) == len(hits) == service.index.card.ntotal
+    assert len({hit.id for hit in hits}) == len(hits) == service.snapshot.index.card.ntotal
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from pipeline.config import FetchConfig, IndexConfig
 from pipeline.embedding.fetch import fetch_spec
 from pipeline.embedding.run import embed
 from pipeline.indexing.run import build
+from pipeline.searching.columns import Columns, open_columns
 from pipeline.searching.index import open_index
-from pipeline.searching.rows import Rows
+from pipeline.searching.pictures import Pictures
 from pipeline.store import Store
 from pipeline.table import read_record
 from tests.conftest import encoded, write_shard
@@ -17,10 +18,10 @@ from tests.embedding.test_run import config
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def rows_behind(store_url: Path) -> Rows:
+def behind(store_url: Path) -> tuple[Columns, Pictures]:
     store = Store(str(store_url))
-    fetch = fetch_spec(FetchConfig(), 1 << 20)
-    return Rows(store, open_index(store, "t"), read_record(store, "t"), fetch)
+    index, record = open_index(store, "t"), read_record(store, "t")
+    return open_columns(store, index, record), Pictures(index, record, fetch_spec(FetchConfig(), 1 << 20))
 
 
 @pytest.mark.parametrize("key_column", ["key", None])
@@ -28,11 +29,12 @@ def test_every_id_leads_to_its_own_columns_and_picture(corpus: Path, tmp_path: P
     embed(config(corpus, tmp_path / "s", source={"keep_columns": ("number",), "key_column": key_column}))
     build(IndexConfig(store=str(tmp_path / "s")))
     images = dict(zip(*(pq.read_table(corpus)[name].to_pylist() for name in ("number", "image")), strict=True))
-    rows = rows_behind(tmp_path / "s")
+    columns, pictures = behind(tmp_path / "s")
     for number in range(0, 115, 9):
-        kept = rows.kept(number)
-        assert rows.picture(number) == images[kept["number"]]
-        row_id = rows.index.row_ids[number].as_py()
+        (kept,) = columns.rows([number], ["_row_id", "number"])
+        assert pictures.of(number) == images[kept["number"]]
+        row_id = kept["_row_id"]
+        assert columns.numbers_of(row_id) == [number]
         assert row_id.endswith(f"{kept['number']:05d}" if key_column else f"#{kept['number'] % 40}")
 
 
@@ -40,19 +42,22 @@ def test_every_id_leads_to_its_own_columns_and_picture(corpus: Path, tmp_path: P
 def test_partition_columns_are_read_off_the_folders(corpus: Path, tmp_path: Path, kept: tuple[str, ...]):
     embed(config(corpus, tmp_path / "s", source={"keep_columns": kept}, partition_by=("label",)))
     build(IndexConfig(store=str(tmp_path / "s")))
-    rows = rows_behind(tmp_path / "s")
+    columns, _ = behind(tmp_path / "s")
     for number in range(0, 115, 9):
-        row = int(rows.index.row_ids[number].as_py().removeprefix("row-"))
-        assert rows.kept(number) == dict(zip(kept, (("cat", "dog", None)[row % 3], row), strict=False))
+        (found,) = columns.rows([number], ["_row_id", *kept])
+        row = int(found.pop("_row_id").removeprefix("row-"))
+        assert found == dict(zip(kept, (("cat", "dog", None)[row % 3], row), strict=False))
 
 
 def test_rows_of_a_shard_that_was_embedded_anew_lose_their_columns_and_nothing_else(corpus: Path, tmp_path: Path):
     chosen = config(corpus, tmp_path / "s", source={"keep_columns": ("number",)})
     embed(chosen)
     build(IndexConfig(store=str(tmp_path / "s")))
-    rows = rows_behind(tmp_path / "s")
     write_shard(corpus / "shard-0.parquet", 900, [encoded(i) for i in range(40)], group_rows=10)
     embed(chosen)
-    assert rows.kept(0) == {}
-    assert rows.kept(114) == {"number": 119}
-    assert rows.picture(0) is None  # its key is gone
+    columns, pictures = behind(tmp_path / "s")
+    assert columns.rows([0, 114], ["_row_id", "number"]) == [
+        {"_row_id": "row-00000", "number": None},
+        {"_row_id": "row-00119", "number": 119},
+    ]
+    assert pictures.of(0) is None  # its key is gone
