@@ -112,13 +112,26 @@ def _compared(wanted: Filter, name: str, batch: pa.RecordBatch) -> pa.BooleanArr
         if wanted.contains is not None:
             return pc.match_substring(column, wanted.contains)
         if wanted.in_ is not None:
-            values = pa.concat_arrays([pa.array([value]).cast(column.type) for value in wanted.in_])
-            return pc.is_in(column, value_set=values)
+            values = [_cast(value, column.type) for value in wanted.in_]
+            return pc.is_in(column, value_set=pa.array([value.as_py() for value in values], column.type))
         ((compare, value),) = (
             (compare, getattr(wanted, operator))
             for operator, compare in COMPARISONS.items()
             if getattr(wanted, operator) is not None
         )
-        return compare(column, pa.scalar(value).cast(column.type))
+        return compare(column, _cast(value, column.type))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise InputError(f"filter: column {name!r} is of type {column.type}: {error}") from error
+
+
+def _cast(value: Value, kind: pa.DataType) -> pa.Scalar:
+    """Take a value for one of a column's type: numbers for numbers, text for text and times, as ISO 8601 has them.
+
+    Raises:
+        ArrowInvalid: it is of another kind.
+    """
+    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    wanted = bool if pa.types.is_boolean(kind) else (int, float) if numeric else str
+    if not isinstance(value, wanted) or isinstance(value, bool) != pa.types.is_boolean(kind):
+        raise pa.ArrowInvalid(f"got {value!r}")
+    return pa.scalar(value).cast(kind)
