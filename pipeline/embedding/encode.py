@@ -113,18 +113,21 @@ class Encode:
             )
         return open_clip.get_tokenizer(location, trust_remote_code=False)  # whatever the config says
 
-    def encode_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode_images(self, pixels: NDArray[np.uint8], *, normalised: bool = True) -> NDArray[np.float32]:
         """Encode pixels (n, 3, h, w) to vectors (n, d) of norm 1; zeros where the model's output is not usable.
 
         Callers in several threads take turns: one call uses all of the device.
 
+        Args:
+            normalised: no: of whatever norm the model gives them.
+
         Raises:
             torch.OutOfMemoryError, RuntimeError: there is no memory for a single image.
         """
-        with self.lock:
-            return self._encode_in_batches(pixels)
+        with self.lock, torch.inference_mode():
+            return self._vectors(self._encode_in_batches(pixels), normalised)
 
-    def _encode_in_batches(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _encode_in_batches(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
         outputs: list[torch.Tensor] = []
         start = 0
         while start < len(pixels):
@@ -139,29 +142,27 @@ class Encode:
             self.batch_sizes.took(size, time.perf_counter() - began)
             outputs.append(output)
             start += size
-        if not outputs:
-            return np.empty((0, self.d), np.float32)
-        return np.asarray(torch.cat(outputs).cpu().numpy(), np.float32)
+        return torch.cat(outputs) if outputs else torch.empty((0, self.d))
 
-    def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """Encode texts to vectors (n, d) of norm 1 by the checkpoint's own tokenizer and text tower."""
+    def encode_texts(self, texts: list[str], *, normalised: bool = True) -> NDArray[np.float32]:
+        """Encode texts to vectors (n, d) likewise, by the checkpoint's own tokenizer and text tower."""
         with torch.inference_mode():
             tokens = self.tokenizer(texts).to(self.device)
-            return np.asarray(self._normalised(self.model.encode_text(tokens)).cpu().numpy(), np.float32)
+            return self._vectors(self.model.encode_text(tokens), normalised)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Count the tokens of texts, as far as the text tower reads them; what fills up the rest does not count."""
         *tokens, empty = self.tokenizer([*texts, ""])
         return [int((each != empty[-1]).sum()) for each in tokens]
 
-    @torch.inference_mode()
     def _image_batch(self, pixels: NDArray[np.uint8]) -> torch.Tensor | None:
-        """Start encoding a batch, to vectors on the device; None if memory ran out. A GPU may still work on it."""
+        """Start encoding a batch, to the model's output; None if memory ran out. A GPU may still work on it."""
         try:
             batch = torch.from_numpy(pixels) if self.feeder is None else self.feeder.put(pixels)
             levels = batch.float()  # (n, 3, h, w) float32, on device
             levels.sub_(self.mean_level).div_(self.std_level)
-            return self._normalised(self.model.encode_image(levels.to(self.dtype)))
+            output: torch.Tensor = self.model.encode_image(levels.to(self.dtype))
+            return output
         except RuntimeError as error:
             if len(pixels) == 1 or not _is_out_of_memory(error):
                 raise
@@ -169,10 +170,13 @@ class Encode:
             torch.cuda.empty_cache()
         return None
 
-    def _normalised(self, output: torch.Tensor) -> torch.Tensor:
-        """Keep the first d coordinates and give them norm 1, in float32 whatever the model computed in."""
-        kept = torch.nn.functional.normalize(output.float()[:, : self.d], dim=1)
-        return torch.where(kept.isfinite().all(dim=1, keepdim=True), kept, 0.0)
+    def _vectors(self, output: torch.Tensor, normalised: bool) -> NDArray[np.float32]:
+        """Keep the first d coordinates, in float32 whatever the model computed in, and give them norm 1 if wanted."""
+        kept = output.float()[:, : self.d]
+        if normalised:
+            kept = torch.nn.functional.normalize(kept, dim=1)
+        usable = torch.where(kept.isfinite().all(dim=1, keepdim=True), kept, 0.0)
+        return np.asarray(usable.cpu().numpy(), np.float32)
 
     def _candidates(self) -> tuple[tuple[int, ...], str]:
         """Give the batch sizes to choose from, and what the choice holds for."""

@@ -7,7 +7,8 @@ Restated from its source: facts/clip-retrieval-api.md. An index is a table here,
 
 import asyncio
 import json
-from typing import Any
+from itertools import chain, repeat
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -18,16 +19,17 @@ from starlette.responses import Response
 
 from pipeline.indexing.index import MOST_FOUND
 from pipeline.searching.ranking import one_of_each_group
-from pipeline.serving.desk import Desk, Timings
+from pipeline.serving.desk import FEW_ROWS, Desk, Timings
 from pipeline.serving.native_api import PROBLEMS, TheDesk
 from pipeline.serving.problems import QueryError
 from pipeline.serving.replies import Json, jsonable, named
 from pipeline.serving.requests import MAX_TEXT, MAX_WIDTH, image_bytes
-from pipeline.serving.service import Service, Vector, directed
+from pipeline.serving.service import Service, Vector
 from pipeline.serving.snapshot import Asked, Snapshot
 
 DUPLICATES = 0.94  # clip-retrieval's threshold
 MAX_IDS = 10_000  # of one /metadata
+MAX_ID = (1 << 53) - 1  # up to where JavaScript's numbers are exact
 URL_COLUMN = "url"
 
 
@@ -41,10 +43,10 @@ class KnnRequest(BaseModel):
     image_url: str | None = Field(default=None, max_length=4096)
     embedding_input: list[float] | None = Field(default=None, max_length=MAX_WIDTH)
     modality: str = Field(max_length=1000)
-    num_images: int = Field(ge=1, le=MOST_FOUND)
-    num_result_ids: int | None = Field(default=None, ge=1, le=MOST_FOUND)
+    num_images: int = Field(ge=0, le=MOST_FOUND, description="results that come with what was kept of them")
+    num_result_ids: int | None = Field(default=None, ge=0, le=MOST_FOUND, description="results; null: num_images")
     indice_name: str | None = Field(max_length=1000)
-    deduplicate: bool = False
+    deduplicate: bool | None = False
 
 
 class MetadataRequest(BaseModel):
@@ -52,8 +54,17 @@ class MetadataRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    ids: list[int] = Field(max_length=MAX_IDS)
+    ids: list[Annotated[int, Field(ge=-MAX_ID, le=MAX_ID)]] = Field(max_length=MAX_IDS)
     indice_name: str | None = Field(default=None, max_length=1000)
+
+
+class KnnReply(BaseModel):
+    """A row found, with what was kept of it where it is among the first."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: int
+    similarity: float
 
 
 class FrontConfig(BaseModel):
@@ -93,7 +104,7 @@ async def config(desk: TheDesk, request: Request) -> FrontConfig:
     )
 
 
-@router.post("/knn-service", response_model=list[dict[str, Any]], openapi_extra=_documented(KnnRequest))
+@router.post("/knn-service", response_model=list[KnnReply], openapi_extra=_documented(KnnRequest))
 async def knn_service(request: Request, desk: TheDesk) -> Response:
     """Find rows: their ids and similarities, and of the first num_images what was kept of them."""
     asked = await _read(request, KnnRequest)
@@ -102,7 +113,7 @@ async def knn_service(request: Request, desk: TheDesk) -> Response:
     timings = Timings()
     async with desk.within():
         vector, norm = await _vector(desk, service, asked, timings)
-        k = min(asked.num_result_ids or asked.num_images, MOST_FOUND)
+        k = asked.num_images if asked.num_result_ids is None else asked.num_result_ids
         with timings.step("search"):
             scores, numbers = await desk.found(snapshot, vector, Asked(k))
         if asked.deduplicate:
@@ -110,12 +121,11 @@ async def knn_service(request: Request, desk: TheDesk) -> Response:
                 kept = await asyncio.to_thread(_unlike, snapshot, numbers)
                 scores, numbers = scores[kept], numbers[kept]
         with timings.step("columns"):
-            described = _described(snapshot, numbers[: asked.num_images], str(request.base_url))
+            described = await _described(desk, service, snapshot, numbers[: asked.num_images], request)
     found = [
-        {"id": int(number), "similarity": float(score) * norm} for score, number in zip(scores, numbers, strict=True)
+        {**columns, "id": int(number), "similarity": float(score) * norm}  # of columns that are called so, ours count
+        for score, number, columns in zip(scores, numbers, chain(described, repeat({})), strict=False)
     ]
-    for row, columns in zip(found, described, strict=False):
-        row.update(columns)
     return Json(found, headers=named(service, snapshot, timings))
 
 
@@ -126,7 +136,7 @@ async def metadata(request: Request, desk: TheDesk) -> Response:
     service = _service(desk, asked.indice_name)
     snapshot = service.snapshot
     known = [number for number in asked.ids if 0 <= number < snapshot.index.card.end]
-    rows = iter(_described(snapshot, np.array(known, np.int64), str(request.base_url)))
+    rows = iter(await _described(desk, service, snapshot, np.array(known, np.int64), request))
     found = [
         {"id": number, "metadata": next(rows) if 0 <= number < snapshot.index.card.end else {}} for number in asked.ids
     ]
@@ -139,10 +149,10 @@ async def _read(request: Request, model: type[Any]) -> Any:  # an instance of th
         return model.model_validate(json.loads(await request.body()))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "body"
         raise QueryError("invalid_request", f"{where}: {first['msg']}") from error
     except (ValueError, RecursionError) as error:
-        raise QueryError("invalid_request", f"body: not JSON: {error}", 400) from error
+        raise QueryError("bad_request", f"body: not JSON: {error}", 400) from error
 
 
 def _service(desk: Desk, name: str | None) -> Service:
@@ -152,28 +162,39 @@ def _service(desk: Desk, name: str | None) -> Service:
 async def _vector(desk: Desk, service: Service, asked: KnnRequest, timings: Timings) -> tuple[Vector, float]:
     """Encode what was asked for, text before image before URL before vector; a vector keeps its norm."""
     if asked.text:
-        (vector,) = await desk.text_vectors(service, [asked.text], timings)
-    elif asked.image or asked.image_url:
+        return await desk.text_vector(service, asked.text, timings), 1.0
+    if asked.image or asked.image_url:
         encoded = image_bytes(asked.image) if asked.image else await desk.fetch_image(str(asked.image_url), timings)
-        (vector,) = await desk.image_vectors(service, [encoded], timings)
-    elif asked.embedding_input:
-        given = np.asarray(asked.embedding_input, np.float64)
+        return await desk.image_vector(service, encoded, timings), 1.0
+    if asked.embedding_input:
         vector = service.check_vector(asked.embedding_input, None)
-        return vector, float(np.linalg.norm(given))
-    else:
-        raise QueryError("invalid_request", "wanted one of text, image, image_url, embedding_input")
-    return directed(vector, "query"), 1.0
+        norm = float(np.linalg.norm(np.asarray(asked.embedding_input, np.float64)))
+        if norm > np.finfo(np.float32).max:  # similarities would be infinite
+            raise QueryError("invalid_request", "embedding_input: longer than float32 holds")
+        return vector, norm
+    raise QueryError("invalid_request", "wanted one of text, image, image_url, embedding_input")
 
 
 def _unlike(snapshot: Snapshot, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     return one_of_each_group(snapshot.index.index.exact.take(numbers), DUPLICATES)
 
 
-def _described(snapshot: Snapshot, numbers: NDArray[np.int64], base_url: str) -> list[dict[str, Any]]:
+async def _described(
+    desk: Desk, service: Service, snapshot: Snapshot, numbers: NDArray[np.int64], request: Request
+) -> list[dict[str, Any]]:
     """Give the kept columns of rows; where none of them is a URL, that of the thumbnail, so that there is a picture."""
+    start, end = f"{request.base_url}v1/rows/", "/thumbnail"
+    if service is not desk.first:
+        end += f"?table={quote(service.table, safe='')}"
+    if len(numbers) <= FEW_ROWS:
+        return _rows(snapshot, numbers, start, end)
+    return await asyncio.to_thread(_rows, snapshot, numbers, start, end)
+
+
+def _rows(snapshot: Snapshot, numbers: NDArray[np.int64], start: str, end: str) -> list[dict[str, Any]]:
     names = snapshot.names(None)
     rows = [jsonable(row) for row in snapshot.columns.rows(numbers, names)]
     if URL_COLUMN not in names:
         for row, row_id in zip(rows, snapshot.row_ids(numbers), strict=True):
-            row[URL_COLUMN] = f"{base_url}v1/rows/{quote(row_id)}/thumbnail"
+            row[URL_COLUMN] = start + quote(row_id, safe="") + end
     return rows

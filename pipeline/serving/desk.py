@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,8 +86,9 @@ class Desk:
         self.texts: dict[int, Batcher[str, Vector]] = {}
         self.images: dict[str, Batcher[bytes, Vector]] = {}
         for service in services:  # tables of one encoder have their texts encoded together
-            self.texts.setdefault(id(service.encoder), Batcher("texts", service.embed_texts, most=TEXTS_AT_ONCE))
-            self.images[service.table] = Batcher("images", service.embed_images, most=IMAGES_AT_ONCE)
+            texts, images = (partial(call, normalised=False) for call in (service.embed_texts, service.embed_images))
+            self.texts.setdefault(id(service.encoder), Batcher("texts", texts, most=TEXTS_AT_ONCE))
+            self.images[service.table] = Batcher("images", images, most=IMAGES_AT_ONCE)
         self.queries: Batcher[Query, Found] = Batcher(
             "search",
             _searched,
@@ -152,7 +154,7 @@ class Desk:
         async with self.within(options.timeout_ms):
             service = self.service(options.table)
             snapshot = service.snapshot
-            (vector,) = await self.image_vectors(service, [encoded], timings)
+            vector = await self.image_vector(service, encoded, timings)
             return await self._answer(service, snapshot, vector, options, identity(options, encoded), timings)
 
     async def _answer(
@@ -179,23 +181,27 @@ class Desk:
                 self.telemetry.swaps.labels(service.table).inc()
             self.telemetry.serves(service.table, service.snapshot.version, is_refusing=service.refused is not None)
 
-    async def text_vectors(self, service: Service, texts: Sequence[str], timings: Timings) -> list[Vector]:
-        """Encode texts: (d,) each.
+    async def text_vector(self, service: Service, text: str, timings: Timings, *, normalised: bool = True) -> Vector:
+        """Encode a text: (d,), of norm 1 unless the model's own is wanted.
 
         Raises:
-            QueryError: one cannot be.
+            QueryError: it cannot be.
         """
         with timings.step("text"):
-            return list(await asyncio.gather(*(self.texts[id(service.encoder)](text) for text in texts)))
+            vector = await self.texts[id(service.encoder)](text)
+        return directed(vector, "text") if normalised else vector
 
-    async def image_vectors(self, service: Service, encoded: Sequence[bytes], timings: Timings) -> list[Vector]:
-        """Decode and encode images: (d,) each.
+    async def image_vector(
+        self, service: Service, encoded: bytes, timings: Timings, *, normalised: bool = True
+    ) -> Vector:
+        """Decode and encode an image: (d,) likewise.
 
         Raises:
-            QueryError: one cannot be.
+            QueryError: it cannot be.
         """
         with timings.step("image"):
-            return list(await asyncio.gather(*(self.images[service.table](image) for image in encoded)))
+            vector = await self.images[service.table](encoded)
+        return directed(vector, "image") if normalised else vector
 
     async def fetch_image(self, url: str, timings: Timings) -> bytes:
         """Fetch an image that a URL names, if that is allowed at all.
@@ -224,7 +230,7 @@ class Desk:
 
         async def of(term: Term) -> Vector:
             if term.text is not None:
-                return (await self.text_vectors(service, [term.text], timings))[0]
+                return await self.text_vector(service, term.text, timings)
             if term.vector is not None:
                 return service.check_vector(term.vector, request.space)
             if term.id is not None:
@@ -233,7 +239,7 @@ class Desk:
                 encoded = image_bytes(term.image)
             else:
                 encoded = await self.fetch_image(term.image_url or "", timings)
-            return (await self.image_vectors(service, [encoded], timings))[0]
+            return await self.image_vector(service, encoded, timings)
 
         if len(request.query) == 1 and request.query[0].weight > 0:
             return await of(request.query[0])

@@ -1,17 +1,18 @@
 """POST /v1/embeddings as OpenAI's and Jina's clients send it: texts and images in, vectors out.
 
-Fields that only bill or route are accepted and ignored. Restated from their public documents: facts/embeddings-api.md.
+Fields that only bill or route are accepted and ignored; texts longer than the text tower reads are cut, as in searches.
+Restated from their public documents: facts/embeddings-api.md.
 """
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter
 from numpy.typing import NDArray
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StrictStr, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, StrictStr, Tag, field_validator
 from starlette.responses import Response
 
 from pipeline.serving.desk import Desk, Timings
@@ -23,11 +24,12 @@ from pipeline.serving.service import Service, Vector, directed
 
 MAX_INPUTS = 2048  # as OpenAI's
 Kind = Literal["float", "base64", "binary", "ubinary"]
+Kinds = Annotated[list[Kind], Field(min_length=1, max_length=4)]
 Text = Annotated[StrictStr, Field(min_length=1, max_length=MAX_TEXT)]
 
 
 class Item(BaseModel):
-    """A text, or an image by URL, in base64, or as a data URI."""
+    """A text, or an image by URL, in base64, or as a data URI; bytes and url are other names for image."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,23 +44,55 @@ class Item(BaseModel):
             raise ValueError("wanted one of text, image, bytes, url")
 
 
+def _kind_of_one(given: object) -> str | None:
+    return "text" if isinstance(given, str) else "object" if isinstance(given, Item | Mapping) else None
+
+
+def _kind(given: object) -> str | None:
+    return "list" if isinstance(given, list) else _kind_of_one(given)
+
+
+One = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Item, Tag("object")],
+    Discriminator(
+        _kind_of_one,
+        custom_error_type="not_an_input",
+        custom_error_message="wanted a text, {text} or {image}; lists of token ids are not taken, send the text itself",
+    ),
+]
+Input = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[Item, Tag("object")]
+    | Annotated[list[One], Field(min_length=1, max_length=MAX_INPUTS), Tag("list")],
+    Discriminator(
+        _kind,
+        custom_error_type="not_an_input",
+        custom_error_message="wanted a text, {text}, {image}, or a list of them",
+    ),
+]
+
+
 class EmbeddingsRequest(BaseModel):
     """What both APIs have in common, and the names that either had before."""
 
     model_config = ConfigDict(extra="ignore")
 
     model: StrictStr = Field(max_length=1000)
-    input: Text | Item | Annotated[list[Text | Item], Field(min_length=1, max_length=MAX_INPUTS)]
-    encoding: Kind | list[Kind] = Field(
-        default="float", validation_alias=AliasChoices("encoding_format", "embedding_type", "encoding_type")
+    input: Input
+    encoding: Kind | Kinds = Field(
+        default="float",
+        validation_alias=AliasChoices("encoding_format", "embedding_type", "encoding_type"),
+        description="embedding_type and encoding_type are other names for it; several: an object with a key for each",
     )
-    dimensions: Annotated[int, Field(ge=1)] | None = None
-    normalized: bool = True
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="the first so many, of norm 1 again; of use for models that were trained for it"
+    )
+    normalized: bool = Field(default=True, description="to norm 1; false: of whatever norm the model gives")
 
     @field_validator("encoding", mode="before")
     @classmethod
     def _null_is_float(cls, value: object) -> object:
-        return value or "float"
+        return "float" if value is None else value
 
     @property
     def items(self) -> list[Item]:
@@ -76,7 +110,7 @@ class Embedding(BaseModel):
 
 
 class Usage(BaseModel):
-    """What others bill: tokens of texts. Images have none here."""
+    """What others bill: tokens of texts, start and end among them, as far as they are read. Images have none here."""
 
     prompt_tokens: int
     total_tokens: int
@@ -114,26 +148,16 @@ router = APIRouter(responses={status: {**what, "model": EmbeddingsProblem} for s
 async def embeddings(request: EmbeddingsRequest, desk: TheDesk) -> Response:
     """Encode texts and images."""
     service = _service(desk, request.model)
-    timings = Timings()
+    d, wanted = service.record.d, request.dimensions
+    if wanted is not None and wanted > d:
+        raise QueryError("too_many_dimensions", f"dimensions: the model has {d}, got {wanted}")
+    timings, items = Timings(), request.items
     async with desk.within():
-        vectors = await _vectors(desk, service, request.items, timings)
-        texts = [item.text for item in request.items if item.text is not None]
-        tokens = sum(await asyncio.to_thread(service.count_tokens, texts)) if texts else 0
-    vectors = _cut(vectors, request.dimensions, service.record.d)
-    kinds = request.encoding
-    data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": _encoded(vector, kinds)
-            if isinstance(kinds, str)
-            else {kind: _encoded(vector, kind) for kind in kinds},
-        }
-        for index, vector in enumerate(vectors)
-    ]
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens, "image_tokens": None}
-    reply = {"object": "list", "model": service.record.model_id, "data": data, "usage": usage}
-    return Json(reply, headers=named(service, None, timings))
+        with timings.step("embed"):
+            vectors = await asyncio.gather(
+                *(_vector(desk, service, place, item, request.normalized) for place, item in enumerate(items))
+            )
+        return await asyncio.to_thread(_reply, service, request, vectors, timings)
 
 
 def _service(desk: Desk, model: str) -> Service:
@@ -150,35 +174,39 @@ def _service(desk: Desk, model: str) -> Service:
     )
 
 
-async def _vectors(desk: Desk, service: Service, items: Sequence[Item], timings: Timings) -> list[Vector]:
-    texts = [item.text for item in items if item.text is not None]
-    images = [await _image(desk, item.image, timings) for item in items if item.image is not None]
-    of_texts, of_images = await asyncio.gather(
-        desk.text_vectors(service, texts, timings), desk.image_vectors(service, images, timings)
-    )
-    next_text, next_image = iter(of_texts), iter(of_images)
-    return [next(next_text if item.text is not None else next_image) for item in items]
+async def _vector(desk: Desk, service: Service, place: int, item: Item, normalised: bool) -> Vector:
+    """Encode an input; what is wrong with it is said with its place among the others."""
+    timings = Timings()  # of many at once: their sum says nothing
+    try:
+        if item.text is not None:
+            return await desk.text_vector(service, item.text, timings, normalised=normalised)
+        image = item.image or ""
+        is_url = image.startswith(("http://", "https://"))
+        encoded = await desk.fetch_image(image, timings) if is_url else image_bytes(image)
+        return await desk.image_vector(service, encoded, timings, normalised=normalised)
+    except QueryError as error:
+        raise QueryError(error.code, f"input.{place}: {error}", error.status) from error
 
 
-async def _image(desk: Desk, image: str, timings: Timings) -> bytes:
-    if image.startswith(("http://", "https://")):
-        return await desk.fetch_image(image, timings)
-    return image_bytes(image)
+def _reply(service: Service, request: EmbeddingsRequest, vectors: Sequence[Vector], timings: Timings) -> Response:
+    """Write a reply; in a thread, since a million numbers take a second."""
+    d, kinds = request.dimensions or service.record.d, request.encoding
+    texts = [item.text for item in request.items if item.text is not None]
+    tokens = sum(service.count_tokens(texts)) if texts else 0
+    embedded = []
+    for index, vector in enumerate(vectors):
+        cut = vector[:d] if d == len(vector) or not request.normalized else directed(vector[:d], f"input.{index}")
+        written = _written(cut, kinds) if isinstance(kinds, str) else {kind: _written(cut, kind) for kind in kinds}
+        embedded.append({"object": "embedding", "index": index, "embedding": written})
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens, "image_tokens": None}
+    reply = {"object": "list", "model": service.record.model_id, "data": embedded, "usage": usage}
+    return Json(reply, headers=named(service, None, timings))
 
 
-def _cut(vectors: Sequence[Vector], dimensions: int | None, d: int) -> list[Vector]:
-    """Keep the first coordinates, and give them norm 1 again: of use for models that were trained for it."""
-    if dimensions is None or dimensions == d:
-        return list(vectors)
-    if dimensions > d:
-        raise QueryError("too_many_dimensions", f"dimensions: the model has {d}, got {dimensions}")
-    return [directed(vector[:dimensions], "input") for vector in vectors]
-
-
-def _encoded(vector: NDArray[np.float32], kind: Kind) -> list[float] | str:
+def _written(vector: NDArray[np.float32], kind: Kind) -> list[float] | str:
     """Write a vector down: numbers; or base64 of float32, or of a bit for each sign, as bytes or signed bytes."""
     if kind == "float":
-        return [float(value) for value in vector]
+        return [float(value) for value in vector.tolist()]
     if kind == "base64":
         return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
     bits = np.packbits(vector > 0)

@@ -19,6 +19,7 @@ DEFAULT_K = 20
 MAX_TIMEOUT_MS = 60_000
 # JSON knows no NaN, but Python's parser does.
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Name = Annotated[str, Field(max_length=1000)]
 
 
 class Model(BaseModel):
@@ -52,15 +53,15 @@ class Term(Model):
 class Options(Model):
     """What is asked for, whatever the query."""
 
-    table: str | None = Field(default=None, description="null: the only one, or the first")
-    space: str | None = Field(default=None, description="that vectors of the query are of; another one is refused")
+    table: Name | None = Field(default=None, description="null: the only one, or the first")
+    space: Name | None = Field(default=None, description="that vectors of the query are of; another one is refused")
     k: int = Field(default=DEFAULT_K, ge=1, le=MOST_FOUND)
     cursor: str | None = Field(
         default=None, max_length=1000, description="next_cursor of a reply: the rows after it, of the same version"
     )
     min_score: Finite | None = Field(default=None, ge=-1.0, le=1.0)
     filter: Filter | None = Field(default=None, description="which rows may come up")
-    columns: tuple[str, ...] | None = Field(default=None, max_length=1000, description="null: all that were kept")
+    columns: tuple[Name, ...] | None = Field(default=None, max_length=1000, description="null: all that were kept")
     exclude_query_ids: bool = Field(default=True, description="rows that the query names do not come up")
     dedup: Literal["none", "exact", "near"] = Field(
         default="none", description=f"exact: one row for each content; near: none with a cosine of {NEAR} to a better"

@@ -128,26 +128,30 @@ class Service:
         scores, numbers = snapshot.search(vector[None, :], Asked(k))
         return Answer(snapshot.version, self.record.space, snapshot.hits(scores[0], numbers[0]))
 
-    def embed_texts(self, texts: Sequence[str]) -> list[Vector | Exception]:
-        """Encode texts by the table's own text tower: a vector (d,) of norm 1 each, or why there is none."""
+    def embed_texts(self, texts: Sequence[str], *, normalised: bool = True) -> list[Vector | Exception]:
+        """Encode texts by the table's own text tower: a vector (d,) each, or why there is none.
+
+        Args:
+            normalised: to norm 1; no: of whatever norm the model gives them.
+        """
         try:
-            vectors = self.encoder.encode_texts(list(texts))
+            vectors = self.encoder.encode_texts(list(texts), normalised=normalised)
         except InputError as error:
             return [QueryError("no_tokenizer", str(error))] * len(texts)
-        return [_directed_or_why(vector, "text") for vector in vectors]
+        return [_usable_or_why(vector, "text", normalised) for vector in vectors]
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens that the text tower reads of each text, start and end among them."""
         return self.encoder.count_tokens(list(texts))
 
-    def embed_images(self, encoded: Sequence[bytes]) -> list[Vector | Exception]:
-        """Decode, fit and encode images as the embed job did: a vector (d,) of norm 1 each, or why there is none."""
+    def embed_images(self, encoded: Sequence[bytes], *, normalised: bool = True) -> list[Vector | Exception]:
+        """Decode, fit and encode images as the embed job did: a vector (d,) each likewise, or why there is none."""
         pixels, rejects = self.sandbox.pixels(encoded)
         good = np.array([reject is None for reject in rejects])
         vectors = np.zeros((len(encoded), self.record.d), np.float32)
-        vectors[good] = self.encoder.encode_images(pixels[good])
+        vectors[good] = self.encoder.encode_images(pixels[good], normalised=normalised)
         return [
-            _directed_or_why(vector, "image") if reject is None else _image_error(reject)
+            _usable_or_why(vector, "image", normalised) if reject is None else _image_error(reject)
             for vector, reject in zip(vectors, rejects, strict=True)
         ]
 
@@ -232,11 +236,12 @@ def directed(vector: NDArray[np.floating], what: str) -> Vector:
         return np.asarray(vector / norm, np.float32)
 
 
-def _directed_or_why(vector: Vector, what: str) -> Vector | Exception:
+def _usable_or_why(vector: Vector, what: str, normalised: bool) -> Vector | Exception:
     try:
-        return directed(vector, what)
+        unit = directed(vector, what)
     except QueryError as error:
         return error
+    return unit if normalised else vector
 
 
 def _vector(found: Vector | Exception) -> Vector:

@@ -117,6 +117,20 @@ def test_an_error_that_is_not_of_memory_is_not_hidden(encoder: Encode, monkeypat
         broken_encoder.encode_images(some_pixels(40))
 
 
+def test_vectors_that_are_not_normalised_are_open_clips_own(encoder: Encode):
+    reference = open_clip.create_model(f"local-dir:{DEMO_MODEL}").eval()
+    texts, short = ["a red star", "a blue ring"], Encode(spec(dimensions=16))
+    with torch.inference_mode():
+        expected = reference.encode_text(open_clip.get_tokenizer(f"local-dir:{DEMO_MODEL}")(texts)).numpy()
+    assert (np.linalg.norm(expected, axis=1) > 2).all()
+    np.testing.assert_allclose(encoder.encode_texts(texts, normalised=False), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(short.encode_texts(texts, normalised=False), expected[:, :16], rtol=1e-3, atol=1e-3)
+    own = encoder.encode_images(some_pixels(3), normalised=False)
+    unit = own / np.linalg.norm(own, axis=1, keepdims=True)
+    np.testing.assert_allclose(encoder.encode_images(some_pixels(3)), unit, atol=1e-6)
+    assert encoder.encode_images(some_pixels(0), normalised=False).shape == (0, 64)
+
+
 @pytest.mark.parametrize("count", [0, 1, 65])
 def test_every_row_gets_a_vector_of_norm_one(encoder: Encode, count: int):
     rows = encoder(batch(some_pixels(count), [None] * count))
