@@ -4,14 +4,16 @@ In: a desk. Out: ASGI. The page is three files of this package, read once; no ro
 """
 
 import hashlib
+import json
 import logging
+from dataclasses import replace
 from importlib.resources import files
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import pipeline
@@ -29,6 +31,7 @@ PAGE = {
     "/favicon.svg": ("favicon.svg", "image/svg+xml"),
 }
 CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+MAX_SAID = 1000  # characters of an error, which may quote what was sent
 
 
 def build_api(desk: Desk, spec: GateSpec) -> ASGIApp:
@@ -79,9 +82,10 @@ async def _invalid(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
     problems = error.errors()
-    said = (f"{'.'.join(str(part) for part in e['loc'][1:])}: {e['msg']}" for e in problems[:5])
-    is_json = all(each["type"] != "json_invalid" for each in problems)
-    return _reply(request, Problem(422 if is_json else 400, "invalid_request", "; ".join(said)))
+    said = (f"{'.'.join(str(part) for part in e['loc'][1:]) or e['loc'][0]}: {e['msg']}" for e in problems[:5])
+    if any(each["type"] == "json_invalid" for each in problems):
+        return _reply(request, Problem(400, "bad_request", "body: not JSON"))
+    return _reply(request, Problem(422, "invalid_request", "; ".join(said)))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -99,6 +103,7 @@ async def _internal(request: Request, error: Exception) -> Response:
 def _reply(
     request: Request, problem: Problem, error: QueryError | None = None, headers: dict[str, str] | None = None
 ) -> Response:
-    body = problem_body(request.url.path, problem)
+    body = problem_body(request.url.path, replace(problem, detail=problem.detail[:MAX_SAID]))
     headers = {**(headers or {}), **(problem_headers(error) if error is not None else {})}
-    return JSONResponse(body, problem.status, headers, media_type=PROBLEM_JSON)
+    # Escaped: what is quoted may hold halves of surrogate pairs, which UTF-8 does not.
+    return Response(json.dumps(body), problem.status, headers, media_type=PROBLEM_JSON)

@@ -33,7 +33,7 @@ def read_offset(cursor: str | None, version: str, query: str) -> int:
     try:
         fields = json.loads(base64.urlsafe_b64decode(cursor.encode()))
         pinned, digest, offset = str(fields["v"]), str(fields["q"]), int(fields["o"])
-    except (binascii.Error, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (binascii.Error, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise QueryError("bad_cursor", "cursor: not one that a reply gave") from error
     if digest != query or offset < 1:
         raise QueryError("bad_cursor", "cursor: of another query; hand it back with the query it came from")

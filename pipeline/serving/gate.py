@@ -1,7 +1,7 @@
 """What every request passes before a route sees it, and every reply after: hosts, keys, limits, headers.
 
 In: ASGI. Out: ASGI, or a refusal in RFC 9457's form. Keys are known by their SHA-256 only, and compared in constant
-time, all of them every time. Bodies are counted as they arrive. Knows nothing of searching.
+time, all of them every time. Knows nothing of searching.
 """
 
 import base64
@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.errors import InputError
+from pipeline.serving.body import Body
 from pipeline.serving.problems import PROBLEM_JSON, OverloadedError, Problem
 from pipeline.serving.telemetry import Telemetry
 
@@ -107,24 +107,27 @@ class Gate:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         is_work = scope["path"].startswith(WORK)
         began, status = time.perf_counter(), 500
+        body = Body(receive, headers, self.spec.max_body_bytes)
         self.telemetry.in_flight.inc()
-        self.working += is_work
 
         async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message = {**message, "headers": [*message["headers"], *HEADERS]}
+                if not await body.discard():
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
+        refusal = self._refusal(scope, headers, is_work=is_work)
+        self.working += is_work and refusal is None
         try:
-            refusal = self._refusal(scope, headers, is_work=is_work)
             if refusal is None:
-                await self.app(scope, self._limited(receive), counted)
+                await self.app(scope, body, counted)
             else:
                 await _answer(counted, refusal, scope["path"])
         finally:
-            self.working -= is_work
+            self.working -= is_work and refusal is None
             seconds = time.perf_counter() - began
             if is_work and status != 429:
                 self.mean_s += 0.1 * (seconds - self.mean_s)
@@ -139,11 +142,10 @@ class Gate:
         is_foreign = headers.get(b"sec-fetch-site", "none") == "cross-site"
         if is_foreign and scope["method"] != "GET" and headers.get(b"origin") not in self.spec.cors_origins:
             return Problem(403, "cross_site", "a page of another site may not post here; see --cors_origins")
-        if headers.get(b"content-length", "0").isdigit():
-            length = int(headers.get(b"content-length", "0"))
-            if length > self.spec.max_body_bytes:
-                return Problem(413, "body_too_large", f"wanted at most {self.spec.max_body_bytes} bytes, got {length}")
-        if is_work and self.working > self.spec.max_waiting:
+        length = headers.get(b"content-length", "0")
+        if length.isdecimal() and int(length) > self.spec.max_body_bytes:
+            return Problem(413, "body_too_large", f"wanted at most {self.spec.max_body_bytes} bytes, got {length}")
+        if is_work and self.working >= self.spec.max_waiting:
             self.telemetry.refused.inc()
             return OverloadedError(max(LEAST_RETRY_MS, math.ceil(1e3 * self.mean_s)))
         return None
@@ -159,20 +161,6 @@ class Gate:
         if path.startswith(ADMIN) and "admin" not in roles:
             return Problem(403, "forbidden", "wanted the key of an admin")
         return None
-
-    def _limited(self, receive: Receive) -> Receive:
-        """Count a body as it arrives, whatever its headers said."""
-        arrived = 0
-
-        async def counted() -> Message:
-            nonlocal arrived
-            message = await receive()
-            arrived += len(message.get("body", b""))
-            if arrived > self.spec.max_body_bytes:
-                raise HTTPException(413, f"wanted at most {self.spec.max_body_bytes} bytes")
-            return message
-
-        return counted
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         self.telemetry.in_flight.dec()
