@@ -169,7 +169,7 @@ async def _vector(desk: Desk, service: Service, asked: KnnRequest, timings: Timi
     if asked.embedding_input:
         vector = service.check_vector(asked.embedding_input, None)
         norm = float(np.linalg.norm(np.asarray(asked.embedding_input, np.float64)))
-        if norm > np.finfo(np.float32).max:  # similarities would be infinite
+        if norm > float(np.finfo(np.float32).max):  # similarities would be infinite
             raise QueryError("invalid_request", "embedding_input: longer than float32 holds")
         return vector, norm
     raise QueryError("invalid_request", "wanted one of text, image, image_url, embedding_input")
