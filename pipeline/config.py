@@ -95,6 +95,8 @@ class PreprocessConfig(Config):
     """Longer files are rejected unread."""
     max_image_pixels: PositiveInt = 100_000_000
     """Larger pictures are rejected by their header."""
+    thumbnail_px: int | None = Field(default=None, ge=16, le=1024)
+    """Keep a small WebP of each picture beside its vector, its longer edge so many pixels, for people to look at."""
     max_decode_s: float = Field(default=10.0, gt=0.0)
     """Seconds of processor time that one image may take; then its decoder is ended, and the row rejected."""
 

@@ -66,7 +66,7 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """How a picture becomes pixels. All of it is part of the space, the limits apart."""
+    """How a picture becomes pixels. All of it is part of the space, limits and thumbnails apart."""
 
     height_px: int
     width_px: int
@@ -77,6 +77,12 @@ class PreprocessSpec:
     fill: tuple[int, ...] = WHITE  # behind transparency, and around a picture that is padded
     decode: Decode = "exact"
     limits: Limits = DEFAULT_LIMITS
+    thumbnail_px: int | None = None  # the longer edge of a thumbnail that is made beside the pixels
+
+    @property
+    def thumbnail_bytes(self) -> int:
+        """Give the most that a thumbnail may take: a byte a pixel, five times what photographs do."""
+        return 0 if self.thumbnail_px is None else self.thumbnail_px**2
 
     @property
     def pixel_bytes(self) -> int:

@@ -15,6 +15,7 @@ SOURCE_ID = "_source_id"
 MODEL_ID = "_model_id"
 VECTOR = "vector"
 CONTENT_HASH = "_content_hash"  # SHA-256 of the encoded image, in hexadecimal; also in flight
+THUMBNAIL = "_thumbnail"  # the picture in WebP, small, where the table keeps them; also in flight
 STATUS = "_status"
 ERROR = "_error"  # also in flight; null where the row is good
 STATUS_ERROR = "error"
@@ -50,6 +51,7 @@ RESERVED = frozenset(
         IMAGE,
         REFERENCE,
         CONTENT_HASH,
+        THUMBNAIL,
         KNOWN,
         PIXELS,
         ENCODER,
@@ -103,7 +105,7 @@ def vector_type(d: int) -> pa.DataType:
     return pa.list_(pa.float32(), d)
 
 
-def embeddings_schema(d: int, kept: pa.Schema, *, content_hashes: bool = True) -> pa.Schema:
+def embeddings_schema(d: int, kept: pa.Schema, *, content_hashes: bool = True, thumbnails: bool = False) -> pa.Schema:
     """The columns of data/: ours, then the kept ones. The first format had no content hashes."""
     ours = [
         pa.field(ROW_ID, pa.string(), nullable=False),
@@ -111,6 +113,7 @@ def embeddings_schema(d: int, kept: pa.Schema, *, content_hashes: bool = True) -
         pa.field(MODEL_ID, pa.string(), nullable=False),
         pa.field(VECTOR, vector_type(d), nullable=False),
         *([pa.field(CONTENT_HASH, pa.string(), nullable=False)] if content_hashes else []),
+        *([pa.field(THUMBNAIL, pa.binary())] if thumbnails else []),
     ]
     return pa.schema(ours + list(kept))
 

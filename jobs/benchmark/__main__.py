@@ -9,6 +9,7 @@ from jobs.benchmark.config import (
     IndexBenchmarkConfig,
     ParityConfig,
     ScalingConfig,
+    ServeBenchmarkConfig,
     SoakConfig,
     ThroughputConfig,
 )
@@ -24,6 +25,7 @@ BENCHMARKS: dict[str, type[Config]] = {
     "decoding": DecodingConfig,
     "soak": SoakConfig,
     "index": IndexBenchmarkConfig,
+    "serve": ServeBenchmarkConfig,
 }
 
 if __name__ == "__main__":

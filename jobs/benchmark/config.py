@@ -120,6 +120,29 @@ class SoakConfig(Config):
     """Of the corpus and of the moments."""
 
 
+class ServeBenchmarkConfig(Config):
+    """Load the endpoint, and compare it with an empty handler: python -m jobs.benchmark serve."""
+
+    out: str = "out/benchmark"
+    """Where vectors, indexes, logs and the result go."""
+    rows: PositiveInt = 1_000_000
+    """Vectors."""
+    architecture: str = "ViT-B-32"
+    """OpenCLIP's, with random weights: their width is its, and texts are encoded by it."""
+    demo_store: str = "out/demo/store"
+    """What `make quickstart` leaves: texts are also asked there, if it is there."""
+    clients: tuple[PositiveInt, ...] = (1, 32, 8)
+    """How many ask at once; kinds of query but the first are asked by the last number of these."""
+    seconds: float = Field(default=8.0, gt=0.0)
+    """How long each load takes."""
+    passes: PositiveInt = 3
+    """Times that each is put on; medians count."""
+    overload_clients: PositiveInt = 64
+    """As many as a replica takes; ten times as many ask at once."""
+    overload_s: float = Field(default=60.0, gt=0.0)
+    """For how long."""
+
+
 class IndexBenchmarkConfig(Config):
     """Build indexes of several keys over made-up vectors, and measure them: python -m jobs.benchmark index."""
 

@@ -4,7 +4,7 @@ Tight clusters flatter inverted lists: one list found 0.98 of the neighbours (fa
 by a power law, as those of OpenCLIP's do, and clusters overlap. Queries by text lie about another mean.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from pipeline import schema
 from pipeline.embedding.receipts import Ledger
 from pipeline.embedding.write import Write, WriteSpec
 from pipeline.lease import Lease
-from pipeline.model import OPENAI_MEAN, OPENAI_STD, PreprocessSpec
+from pipeline.model import OPENAI_MEAN, OPENAI_STD, Checkpoint, PreprocessSpec
 from pipeline.store import Store
 from pipeline.table import TableRecord, Unit, table_folder, write_record
 
@@ -34,6 +34,7 @@ class MadeUp:
     n: int
     d: int
     seed: int
+    checkpoint: Checkpoint | None = None  # of whose space the vectors are said to be; None: of nobody's
 
     @property
     def unit_rows(self) -> int:
@@ -66,6 +67,8 @@ class MadeUp:
         """Write the corpus as a table, unless it is there already."""
         store = Store(str(folder))
         write_record(store, table, self._record(table), {})
+        # As the embed job notes how it read pictures, which there are none of.
+        store.replace_json(f"{table_folder(table)}/config.json", {"fetch": {}})
         self.add(store, table, "made-up", 0, self.n)
         return store
 
@@ -103,12 +106,22 @@ class MadeUp:
         return np.asarray(own + self.centres[rng.integers(len(self.centres), size=count)])
 
     def _record(self, table: str) -> TableRecord:
-        return TableRecord(
+        record = TableRecord(
             source=table, image_column="image", image_kind="bytes", key_column=None, kept={}, partition_by=(),
             unit_rows=self.unit_rows, space="made-up", model="made-up", model_id="made-up@1", model_sha256={},
             preprocess=PreprocessSpec(height_px=8, width_px=8, mean=OPENAI_MEAN, std=OPENAI_STD), precision=None,
             d=self.d, content_hashes=False,
         )  # fmt: skip
+        if self.checkpoint is None:
+            return record
+        preprocess = self.checkpoint.preprocess_spec("pad")
+        return replace(
+            record,
+            space=self.checkpoint.space(preprocess, None),
+            model=self.checkpoint.name,
+            model_id=self.checkpoint.model_id,
+            preprocess=preprocess,
+        )
 
 
 def _normalised(drawn: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -135,7 +135,7 @@ def steps_for(
     """Tell each step what it has to know; ``threads`` is for one encoder."""
     return Steps(
         fetch=fetch_spec(config.fetch, record.preprocess.limits.max_image_bytes),
-        reuse=ReuseSpec(store.url, table_folder(table)),
+        reuse=ReuseSpec(store.url, table_folder(table), record.preprocess.thumbnail_px is not None),
         preprocess=record.preprocess,
         encode=EncodeSpec(
             model=record.model,
@@ -156,6 +156,7 @@ def steps_for(
             kept=found.kept,
             partition_by=config.partition_by,
             content_hashes=record.content_hashes,
+            thumbnails=record.preprocess.thumbnail_px is not None,
         ),
     )
 
@@ -176,8 +177,8 @@ def pools_for(config: EmbedConfig, record: TableRecord, found: Survey) -> Pools:
     """
     pools = compute.pools(
         Request(
-            row_bytes=record.preprocess.pixel_bytes + found.kept_bytes + TEXT_BYTES,
-            written_bytes=4 * record.d + found.kept_bytes + TEXT_BYTES,
+            row_bytes=record.preprocess.pixel_bytes + record.preprocess.thumbnail_bytes + found.kept_bytes + TEXT_BYTES,
+            written_bytes=4 * record.d + record.preprocess.thumbnail_bytes + found.kept_bytes + TEXT_BYTES,
             unit_rows=config.unit_rows,
             picture_bytes=record.preprocess.limits.picture_bytes,
             image_bytes=found.image_bytes,

@@ -5,6 +5,8 @@ step and bit by bit, without importing torch into every process that decodes: sh
 edge and padding, or squash.
 """
 
+import io
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,6 +19,7 @@ BAND_ROWS = 256
 # they are shrunk or cut first. All others are exact.
 MAX_CANVAS_PIXELS, MAX_RESIZED_PIXELS = 400_000_000, 50_000_000
 THREAD = 16  # times the model's edge, or the short edge, that is left of the long one
+THUMBNAIL_QUALITIES = (80, 40, 10)  # of WebP, until one is small enough
 RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -27,6 +30,23 @@ def pixels_of(encoded: bytes | memoryview | None, spec: PreprocessSpec) -> NDArr
         RejectedRowError: there is no image in these bytes, or one that the limits refuse.
     """
     return fitted(open_rgb(encoded, spec), spec)
+
+
+def thumbnail_of(image: Image.Image, spec: PreprocessSpec) -> bytes | None:
+    """Write an RGB picture as a small WebP; None if it does not get small enough."""
+    edge_px = spec.thumbnail_px or max(image.size)
+    scale = min(1.0, edge_px / max(image.size))
+    small = image.resize(
+        (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
+        Image.Resampling.BICUBIC,
+        reducing_gap=2.0,
+    )
+    for quality in THUMBNAIL_QUALITIES:
+        written = io.BytesIO()
+        small.save(written, "WEBP", quality=quality)
+        if written.tell() <= spec.thumbnail_bytes:
+            return written.getvalue()
+    return None
 
 
 def fitted(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:

@@ -21,6 +21,7 @@ class Preprocess:
 
     def __init__(self, spec: PreprocessSpec, max_rows: int) -> None:
         self.sandbox = Sandbox(spec)
+        self.thumbnail_px = spec.thumbnail_px
         self.max_rows = max_rows
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
@@ -36,13 +37,14 @@ class Preprocess:
             memoryview(image.as_buffer()) if image.is_valid and reason is None else None
             for image, reason in zip(batch[schema.IMAGE], reasons, strict=True)
         ]
-        pixels, outcomes = self.sandbox.pixels(images)
+        pixels, thumbnails, outcomes = self.sandbox.pictures(images)
         is_known = pc.is_valid(batch[schema.KNOWN]).to_pylist()
         for i, reject in enumerate(outcomes):
             if reject is not None and reasons[i] is None and not is_known[i]:
                 reasons[i] = reject.reason.value
                 errors[i] = schema.error_text(reject.reason, batch[schema.ROW][i].as_py(), str(reject))
-        new = {schema.PIXELS: pixel_array(pixels), **schema.outcome_columns(reasons, errors)}
+        kept = {} if self.thumbnail_px is None else {schema.THUMBNAIL: pa.array(thumbnails, pa.binary())}
+        new = {schema.PIXELS: pixel_array(pixels), **kept, **schema.outcome_columns(reasons, errors)}
         return schema.replace_columns(batch, [schema.IMAGE], new)
 
 

@@ -46,6 +46,7 @@ def space_of(config: EmbedConfig) -> Space:
         config.model, allow_pickle_weights=config.allow_pickle_weights, expected_sha256=config.expected_sha256
     )
     preprocess = checkpoint.preprocess_spec(config.preprocess.fit, config.preprocess.decode, _limits(config.preprocess))
+    preprocess = replace(preprocess, thumbnail_px=config.preprocess.thumbnail_px)
     dimensions = config.encode.dimensions
     if dimensions is not None and dimensions > checkpoint.embed_dim:
         raise InputError(f"encode.dimensions: wanted at most {checkpoint.embed_dim}, got {dimensions}")
@@ -101,6 +102,8 @@ def agreed(table: str, stored: TableRecord, wanted: TableRecord) -> TableRecord:
         old, new = getattr(stored, name), getattr(wanted, name)
         if old != new:
             raise InputError(f"table {table}: has {name} {old!r}, wanted {new!r}; choose another --table")
+    if (old_px := stored.preprocess.thumbnail_px) != (new_px := wanted.preprocess.thumbnail_px):
+        raise InputError(f"table {table}: has thumbnail_px {old_px}, wanted {new_px}; choose another --table")
     return replace(wanted, model_id=stored.model_id, content_hashes=stored.content_hashes)
 
 

@@ -30,6 +30,7 @@ class ReuseSpec:
 
     store: str
     folder: str  # the table's, below the store's root
+    keeps_images: bool = False  # whose vector is known: thumbnails are made of them
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Reuse:
         self._vectors: dict[str, pa.Table] = {}  # by path, the last used last
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Add content hash, known vector and its encoder; an image whose vector is known goes no further."""
+        """Add content hash, known vector and its encoder; an image whose vector is known mostly goes no further."""
         shards = batch[schema.SHARD].to_pylist()
         reasons = batch[schema.REASON].to_pylist()
         hashes = [
@@ -66,7 +67,7 @@ class Reuse:
             schema.KNOWN: pa.array([vector for vector, _ in known], pa.binary()),
             schema.ENCODER: pa.array([encoder for _, encoder in known], pa.string()),
         }
-        if any(is_known):  # if_else would keep the bytes behind the nulls
+        if any(is_known) and not self.spec.keeps_images:  # if_else would keep the bytes behind the nulls
             rows = pa.array(range(batch.num_rows), pa.int64(), mask=pa.array(is_known).to_numpy(zero_copy_only=False))
             new[schema.IMAGE] = batch[schema.IMAGE].take(rows)
         return schema.replace_columns(batch, [], new)

@@ -25,8 +25,8 @@ from multiprocessing.reduction import recv_handle, send_handle
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.embedding.decode import check_bytes, take_over
-from pipeline.embedding.fit import pixels_of
+from pipeline.embedding.decode import check_bytes, open_rgb, take_over
+from pipeline.embedding.fit import fitted, thumbnail_of
 from pipeline.model import PreprocessSpec
 from pipeline.schema import Reason, RejectedRowError
 
@@ -42,6 +42,7 @@ KEPT_VARIABLES = ("PATH", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDI
 KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(128 << 20), "MALLOC_MMAP_THRESHOLD_": str(64 << 20)}
 GROUP_BYTES = 64 << 20  # of encoded images that the process is given at a time, or one image
 HEADER_BYTES = 64  # before the pixels: how many of a group's images are done
+LENGTH_BYTES = 8  # before each thumbnail
 
 Encoded = bytes | memoryview
 Task = tuple[int, int, int]  # number of the image, and where its bytes start and stop among its group's
@@ -57,9 +58,16 @@ class Sandbox:
 
     def pixels(self, images: Sequence[Encoded | None]) -> tuple[NDArray[np.uint8], list[RejectedRowError | None]]:
         """Turn n images into pixels (n, 3, height_px, width_px), zeros and the reason where there are none."""
+        pixels, _, outcomes = self.pictures(images)
+        return pixels, outcomes
+
+    def pictures(
+        self, images: Sequence[Encoded | None]
+    ) -> tuple[NDArray[np.uint8], list[bytes | None], list[RejectedRowError | None]]:
+        """Give thumbnails too; none where the spec asks for none."""
         outcomes = [self._refusal(image) for image in images]
         good = {i: image for i, image in enumerate(images) if image is not None and outcomes[i] is None}
-        with _memory_file(HEADER_BYTES + len(images) * self.spec.pixel_bytes) as shared:
+        with _memory_file(HEADER_BYTES + len(images) * _slot_bytes(self.spec)) as shared:
             memory = _map(shared)
             for group in _groups(good):
                 with self._lock, _memory_file(group[-1][2]) as encoded:
@@ -70,7 +78,11 @@ class Sandbox:
         for i, outcome in enumerate(outcomes):
             if outcome is not None:
                 pixels[i] = 0
-        return pixels, outcomes
+        thumbnails = [
+            _thumbnail_in(memory, i, len(images), self.spec) if outcome is None else None
+            for i, outcome in enumerate(outcomes)
+        ]
+        return pixels, thumbnails, outcomes
 
     def close(self) -> None:
         """End the process."""
@@ -219,6 +231,24 @@ def _pixels_in(memory: mmap.mmap, count: int, spec: PreprocessSpec) -> NDArray[n
     return flat.reshape(count, 3, spec.height_px, spec.width_px)
 
 
+def _slot_bytes(spec: PreprocessSpec) -> int:
+    """Give what one image takes in memory: its pixels, and the length and bytes of its thumbnail."""
+    return spec.pixel_bytes + (LENGTH_BYTES + spec.thumbnail_bytes if spec.thumbnail_px is not None else 0)
+
+
+def _thumbnail_start(i: int, count: int, spec: PreprocessSpec) -> int:
+    return HEADER_BYTES + count * spec.pixel_bytes + i * (LENGTH_BYTES + spec.thumbnail_bytes)
+
+
+def _thumbnail_in(memory: mmap.mmap, i: int, count: int, spec: PreprocessSpec) -> bytes | None:
+    """Read a thumbnail, if there is one; whatever length stands there, no further than where it may lie."""
+    if spec.thumbnail_px is None:
+        return None
+    start = _thumbnail_start(i, count, spec) + LENGTH_BYTES
+    length = int.from_bytes(memory[start - LENGTH_BYTES : start], "little")
+    return memory[start : start + min(length, spec.thumbnail_bytes)] if length else None
+
+
 def _tasks_done(memory: mmap.mmap) -> int:
     return max(0, int(np.frombuffer(memory, np.int64, 1)[0]))
 
@@ -243,7 +273,13 @@ def _decode_group(connection: Connection, spec: PreprocessSpec) -> None:
         image = os.pread(encoded, stop - start, start)
         signal.setitimer(signal.ITIMER_PROF, spec.limits.max_decode_s)  # SIGPROF ends us, in the midst of C
         try:
-            pixels[i] = pixels_of(image, spec)
+            picture = open_rgb(image, spec)
+            pixels[i] = fitted(picture, spec)
+            if spec.thumbnail_px is not None and (thumbnail := thumbnail_of(picture, spec)) is not None:
+                start = _thumbnail_start(i, count, spec)
+                memory[start : start + LENGTH_BYTES + len(thumbnail)] = (
+                    len(thumbnail).to_bytes(LENGTH_BYTES, "little") + thumbnail
+                )
         except RejectedRowError as reject:
             connection.send_bytes(json.dumps([i, reject.reason.value, str(reject)]).encode())
         finally:

@@ -24,6 +24,7 @@ from pipeline import schema
 from pipeline.filesystem import STORE_ERRORS
 from pipeline.store import Store
 
+THUMBNAIL_GROUP_ROWS = 128
 NAMING = [schema.UNIT, schema.ROW, schema.ERROR]  # what a row says that stands for those that cannot be read
 
 
@@ -39,6 +40,7 @@ class WriteSpec:
     kept: pa.Schema
     partition_by: tuple[str, ...]
     content_hashes: bool = True  # whether the table's rows have them
+    thumbnails: bool = False  # likewise
 
 
 class Write:
@@ -92,22 +94,27 @@ class Write:
             pa.repeat(self.spec.model_id, rows.num_rows),
             rows[schema.VECTOR],
             *([rows[schema.CONTENT_HASH]] if self.spec.content_hashes else []),
+            *([rows[schema.THUMBNAIL]] if self.spec.thumbnails else []),
             *(rows[name].cast(self.spec.kept.field(name).type) for name in self.spec.kept.names),
         ]
-        form = schema.embeddings_schema(self.spec.d, self.spec.kept, content_hashes=self.spec.content_hashes)
+        form = schema.embeddings_schema(
+            self.spec.d, self.spec.kept, content_hashes=self.spec.content_hashes, thumbnails=self.spec.thumbnails
+        )
         return pa.table(columns, schema=form)
 
     def _put(self, folder: str, rows: pa.Table) -> dict[str, Any]:  # one value of schema.FILE_TYPE
         buffer = io.BytesIO()
         # Unit-length float32 vectors do not compress: a dictionary or zstd would only cost time. Text columns do, and
         # digits of hashes to half their length.
-        plain = [schema.VECTOR]
+        plain = [schema.VECTOR, schema.THUMBNAIL]
         pq.write_table(
             rows,
             buffer,
             compression={name: "none" if name in plain else "zstd" for name in rows.column_names},
             use_dictionary=[name for name in rows.column_names if name not in (*plain, schema.CONTENT_HASH)],
             write_page_checksum=True,
+            # One thumbnail is read by its group: a megabyte or two, not all of the file's.
+            row_group_size=THUMBNAIL_GROUP_ROWS if schema.THUMBNAIL in rows.column_names else None,
         )
         content = buffer.getvalue()
         path = f"{folder}/{uuid.uuid4().hex}.parquet"

@@ -71,7 +71,7 @@ def plan(config: IndexConfig, store: Store, table: str, encode_texts: TextEncode
     if texts is not None and texts.vectors is None and encode_texts is None:
         texts = None
     asked = digest([config.queries, texts and texts.digest, config.seed])
-    files = sorted(file.sha256 for receipt in receipts for file in receipt.data)
+    files = sorted((file.path, file.sha256) for receipt in receipts for file in receipt.data)
     inputs = digest([files, record.space, factory, config.recall_target, asked])
     return Plan(config, store, record, table, receipts, factory, texts, encode_texts, asked, inputs, started)
 

@@ -41,10 +41,14 @@ def lay_out(receipts: Iterable[Receipt], base: int = 0) -> list[Span]:
 
 
 def changes(known: Sequence[Span], receipts: Iterable[Receipt], end: int) -> tuple[list[Span], list[Span]]:
-    """Split receipts into units that have their ids already, and new ones with ids from ``end`` on."""
+    """Split receipts into units that have their ids already, and new ones with ids from ``end`` on.
+
+    Those of a shard that was written again with the same images have their ids under the new receipt, which knows where
+    their rows lie now.
+    """
     of_files = {_files(span.receipt): span for span in known}
     wanted = {_files(receipt): receipt for receipt in receipts}
-    kept = [span for files, span in of_files.items() if files in wanted]
+    kept = [Span(wanted[files], span.base) for files, span in of_files.items() if files in wanted]
     new = [receipt for files, receipt in wanted.items() if files not in of_files]
     return sorted(kept, key=lambda span: span.base), lay_out(new, end)
 

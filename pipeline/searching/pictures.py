@@ -1,20 +1,23 @@
-"""From vector ids back to the pictures themselves, in the source's shards, read as the embed job read them."""
+"""From vector ids back to pictures: from the source, as the embed job read them, or as small as tables keep them."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.embedding.fetch import Fetch, FetchSpec
 from pipeline.embedding.read import READ_ERRORS, ReadSpec, UnreadableError, read_unit
 from pipeline.filesystem import open_parquet
 from pipeline.searching.index import OpenIndex
-from pipeline.table import Receipt, TableRecord, Unit
+from pipeline.store import Store
+from pipeline.table import File, Receipt, TableRecord, Unit, table_folder
 
 
 class Pictures:
     """The pictures behind an index, found by the receipts that it was built from."""
 
-    def __init__(self, index: OpenIndex, record: TableRecord, fetch: FetchSpec) -> None:
+    def __init__(self, store: Store, index: OpenIndex, record: TableRecord, fetch: FetchSpec) -> None:
+        self.store = store
         self.index = index
         self.record = record
         self.fetch = Fetch(fetch)
@@ -35,6 +38,32 @@ class Pictures:
                         return self._image(found)
         except (UnreadableError, IndexError, *READ_ERRORS):  # the shard may have been rewritten
             return None
+        return None
+
+    def thumbnail(self, number: int) -> bytes | None:
+        """Read the thumbnail that the table keeps of one vector id; None where there is none, or not any more."""
+        if self.record.preprocess.thumbnail_px is None:
+            return None
+        receipt, rank = self.index.place_of(number)
+        for file in receipt.data:
+            if rank < file.rows:
+                return self._thumbnail_in(file, rank)
+            rank -= file.rows
+        raise RuntimeError(f"unit {receipt.unit}: its receipt names fewer rows than the index holds")
+
+    def _thumbnail_in(self, file: File, rank: int) -> bytes | None:
+        path = self.store.path(f"{table_folder(self.index.card.table)}/{file.path}")
+        try:
+            with pq.ParquetFile(path, filesystem=self.store.filesystem, page_checksum_verification=True) as opened:
+                for group in range(opened.num_row_groups):
+                    rows = opened.metadata.row_group(group).num_rows
+                    if rank < rows:
+                        column = opened.read_row_group(group, columns=[schema.THUMBNAIL])[schema.THUMBNAIL]
+                        thumbnail: bytes | None = column[rank].as_py()
+                        return thumbnail
+                    rank -= rows
+        except FileNotFoundError:  # its shard was embedded anew
+            pass
         return None
 
     def _image(self, row: pa.Table) -> bytes | None:

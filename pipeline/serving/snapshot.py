@@ -147,6 +147,6 @@ def open_snapshot(store: Store, table: str, record: TableRecord, fetch: FetchSpe
             f"table {table}: its index is of space {index.card.space}, its rows of {record.space}; run "
             "python -m jobs.build_index"
         )
-    opened = Snapshot(index, open_columns(store, index, record), Pictures(index, record, fetch))
+    opened = Snapshot(index, open_columns(store, index, record), Pictures(store, index, record, fetch))
     opened.check()
     return opened

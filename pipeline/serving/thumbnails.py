@@ -1,17 +1,13 @@
 """Pictures of rows in, small WebP out, for people to look at: decoded and written anew, without what else a file holds.
 
-A picture is read from its source, which costs a row group; so few are made at a time, and the last ones are kept.
+They are those that the table keeps (preprocess.thumbnail_px), or made of the picture in its source, which costs a row
+group; so few are made at a time, and the last ones are kept.
 """
 
-import io
 from collections import OrderedDict
 from dataclasses import replace
 
-import numpy as np
-from PIL import Image
-
 from pipeline.embedding.sandbox import Sandbox
-from pipeline.model import WHITE
 from pipeline.serving.batching import Batcher
 from pipeline.serving.problems import QueryError
 from pipeline.serving.service import Service
@@ -19,7 +15,6 @@ from pipeline.serving.snapshot import Snapshot
 
 KEPT = 2000  # thumbnails, of some 10 kB each
 MADE_AT_ONCE = 2
-QUALITY = 80
 
 Wanted = tuple[Service, Snapshot, int]
 
@@ -51,28 +46,18 @@ class Thumbnails:
 
     def _make(self, wanted: list[Wanted]) -> list[bytes | Exception]:
         ((service, snapshot, number),) = wanted
-        encoded = snapshot.pictures.of(number)
-        gone = QueryError("no_picture", "the picture of this row cannot be read from its source any more", 404)
-        if encoded is None:
-            return [gone]
-        pixels, [reject] = self._sandbox(service).pixels([encoded])
-        if reject is not None:
-            return [gone]
-        written = io.BytesIO()
-        picture = Image.fromarray(np.ascontiguousarray(pixels[0].transpose(1, 2, 0)))
-        picture.save(written, "WEBP", quality=QUALITY)
-        return [written.getvalue()]
+        if (kept := snapshot.pictures.thumbnail(number)) is not None:
+            return [kept]
+        if (encoded := snapshot.pictures.of(number)) is not None:
+            _, [made], _ = self._sandbox(service).pictures([encoded])
+            if made is not None:
+                return [made]
+        return [QueryError("no_picture", "the picture of this row cannot be read from its source any more", 404)]
 
     def _sandbox(self, service: Service) -> Sandbox:
         """Give the decoder of a table's pictures, whose limits are those that they were embedded under."""
         if service.table not in self.sandboxes:
-            small = replace(
-                service.record.preprocess,
-                height_px=self.edge_px,
-                width_px=self.edge_px,
-                resize_mode="pad",
-                fill=WHITE,
-                decode="scaled",
-            )
-            self.sandboxes[service.table] = Sandbox(small)
+            spec = replace(service.record.preprocess, decode="scaled", thumbnail_px=self.edge_px)
+            # What else it makes is not looked at; but by it the decoder knows how small a JPEG may be decoded.
+            self.sandboxes[service.table] = Sandbox(replace(spec, height_px=self.edge_px, width_px=self.edge_px))
         return self.sandboxes[service.table]

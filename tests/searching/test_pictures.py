@@ -1,11 +1,15 @@
+import io
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline.config import FetchConfig, IndexConfig
 from pipeline.embedding.fetch import fetch_spec
 from pipeline.embedding.run import embed
+from pipeline.errors import InputError
 from pipeline.indexing.run import build
 from pipeline.searching.columns import Columns, open_columns
 from pipeline.searching.index import open_index
@@ -21,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def behind(store_url: Path) -> tuple[Columns, Pictures]:
     store = Store(str(store_url))
     index, record = open_index(store, "t"), read_record(store, "t")
-    return open_columns(store, index, record), Pictures(index, record, fetch_spec(FetchConfig(), 1 << 20))
+    return open_columns(store, index, record), Pictures(store, index, record, fetch_spec(FetchConfig(), 1 << 20))
 
 
 @pytest.mark.parametrize("key_column", ["key", None])
@@ -61,3 +65,28 @@ def test_rows_of_a_shard_that_was_embedded_anew_lose_their_columns_and_nothing_e
         {"_row_id": "row-00119", "number": 119},
     ]
     assert pictures.of(0) is None  # its key is gone
+
+
+def test_small_pictures_are_kept_where_they_are_asked_for(corpus: Path, tmp_path: Path):
+    chosen = config(corpus, tmp_path / "s", source={"keep_columns": ("number",)}, preprocess={"thumbnail_px": 32})
+    embed(chosen)
+    build(IndexConfig(store=str(tmp_path / "s")))
+    images = dict(zip(*(pq.read_table(corpus)[name].to_pylist() for name in ("number", "image")), strict=True))
+
+    def check() -> None:
+        columns, pictures = behind(tmp_path / "s")
+        for number in range(0, 115, 19):
+            (kept,) = columns.rows([number], ["number"])
+            small = Image.open(io.BytesIO(pictures.thumbnail(number)))
+            assert (small.format, small.size) == ("WEBP", (32, 24))
+            wanted = Image.open(io.BytesIO(images[kept["number"]])).convert("RGB").resize((32, 24))
+            assert np.abs(np.asarray(small, np.int16) - np.asarray(wanted, np.int16)).mean() < 8
+
+    check()
+    shard = corpus / "shard-0.parquet"
+    pq.write_table(pq.read_table(shard), shard, row_group_size=20)  # the same images, whose vectors are known
+    embed(chosen)
+    build(IndexConfig(store=str(tmp_path / "s")))
+    check()
+    with pytest.raises(InputError, match="has thumbnail_px 32, wanted None"):
+        embed(config(corpus, tmp_path / "s", source={"keep_columns": ("number",)}))
