@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline import model, schema
 from pipeline.embedding.batching import BatchSizes
-from pipeline.embedding.shortcuts import take_shortcuts
+from pipeline.embedding.shortcuts import encode_text, take_shortcuts
 from pipeline.errors import InputError
 from pipeline.model import Checkpoint, EncodeSpec
 from pipeline.schema import Reason
@@ -148,7 +148,7 @@ class Encode:
         """Encode texts to vectors (n, d) likewise, by the checkpoint's own tokenizer and text tower."""
         with torch.inference_mode():
             tokens = self.tokenizer(texts).to(self.device)
-            return self._vectors(self.model.encode_text(tokens), normalised)
+            return self._vectors(encode_text(self.model, tokens), normalised)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Count the tokens of texts, as far as the text tower reads them; what fills up the rest does not count."""

@@ -1,14 +1,16 @@
-"""The same vectors for less work: what an OpenCLIP vision transformer computes in vain is left out.
+"""The same vectors for less work: what OpenCLIP's transformers compute in vain is left out.
 
-Only the tower that OpenCLIP calls VisionTransformer, made of its ResidualAttentionBlocks, is changed; any other stays
-as it is. Figures are in jobs/BENCHMARKS.md; that vectors stay the reference's is measured there, by architecture.
+Of images, only the tower that OpenCLIP calls VisionTransformer, made of its ResidualAttentionBlocks, is changed; of
+texts, only CLIP's own causal tower is told less; any other stays as it is. Figures are in jobs/BENCHMARKS.md; that
+vectors stay the reference's is measured there, by architecture.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.model import CLIP
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer, text_global_pool
 from torch import nn
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
@@ -27,6 +29,26 @@ def take_shortcuts(tower: Any) -> None:  # OpenCLIP is untyped
         is_last = i == len(blocks) - 1
         if pack or (is_last and uses_first_only):
             blocks[i] = Block(block, pack=pack, first_only=is_last and uses_first_only)
+
+
+def encode_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:  # OpenCLIP is untyped
+    """Do what a model's encode_text does (n, context_length) -> (n, d), without what comes behind the texts' ends.
+
+    A causal tower whose output is read at a text's end never looks there: of 77 tokens a caption fills some 15.
+    """
+    if type(model) is not CLIP or model.attn_mask is None or model.text_pool_type not in ("argmax", "eos"):
+        return torch.as_tensor(model.encode_text(tokens))
+    # The end has the highest number, or a number of its own: as text_global_pool finds it.
+    marks = tokens if model.text_pool_type == "argmax" else (tokens == model.text_eos_id).int()
+    length = int(marks.argmax(dim=-1).max()) + 1
+    tokens, dtype = tokens[:, :length], model.transformer.get_cast_dtype()
+    x = model.token_embedding(tokens).to(dtype) + model.positional_embedding[:length].to(dtype)
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+    x = text_global_pool(x, tokens, model.text_pool_type, eos_token_id=getattr(model, "text_eos_id", None))
+    if model.text_projection is None:
+        return torch.as_tensor(x)
+    is_linear = isinstance(model.text_projection, nn.Linear)
+    return torch.as_tensor(model.text_projection(x) if is_linear else x @ model.text_projection)
 
 
 class Block(nn.Module):

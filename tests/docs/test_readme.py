@@ -68,7 +68,7 @@ def test_every_config_loads():
 
 
 def test_the_request_shown_is_one_that_is_answered():
-    from pipeline.serving.app import SearchRequest
+    from pipeline.serving.requests import SearchRequest
 
     (body,) = re.findall(r"-d '(\{.*?\})'", README)
     assert SearchRequest(**json.loads(body)).k == 3
@@ -84,10 +84,11 @@ def test_the_tree_shown_is_the_tree_there_is():
     named = set()
     for line in tree.splitlines():
         name, _, rest = line.strip().partition(" ")
+        words = line.split()
         if name.endswith("/") and line.startswith("      "):
-            named |= {f"pipeline/{name}{module}.py" for module in rest.split()}
+            named |= {f"pipeline/{name}{module}.py" for module in rest.partition(",")[0].split()}
         elif name.endswith(".py"):
-            named.add(f"pipeline/{name}")
+            named |= {f"pipeline/{word}" for word in words if word.endswith(".py")}
         elif name == "jobs/":
             named |= {f"jobs/{module}.py" for module in rest.partition(",")[0].split()}
     files = {str(path.relative_to(ROOT)) for path in [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/*.py")]}

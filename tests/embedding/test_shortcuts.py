@@ -6,7 +6,7 @@ import pytest
 import torch
 from open_clip.transformer import VisionTransformer
 
-from pipeline.embedding.shortcuts import Block, take_shortcuts
+from pipeline.embedding.shortcuts import Block, encode_text, take_shortcuts
 
 
 def tower(**fields: Any) -> VisionTransformer:
@@ -77,3 +77,42 @@ def test_other_towers_are_left_as_they_are(architecture: str):
     before = str(made)
     take_shortcuts(made)
     assert str(made) == before
+
+
+TEXT = {"context_length": 24, "vocab_size": 100, "width": 32, "heads": 2, "layers": 2}
+VISION = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
+
+
+def text_model(**fields: Any) -> Any:
+    torch.manual_seed(0)
+    made = open_clip.CLIP(16, dict(VISION), {**TEXT, **fields})
+    for value in made.parameters():
+        torch.nn.init.normal_(value, std=0.3)
+    return made.eval()
+
+
+def tokens_of(lengths: list[int]) -> torch.Tensor:
+    """Texts between a start and an end, filled up with zeros."""
+    tokens = torch.zeros(len(lengths), TEXT["context_length"], dtype=torch.long)
+    for row, length in zip(tokens, lengths, strict=True):
+        row[: length + 2] = torch.cat([torch.tensor([98]), torch.randint(1, 90, (length,)), torch.tensor([99])])
+    return tokens
+
+
+@pytest.mark.parametrize("fields", [{}, {"pool_type": "eos", "eos_id": 99}, {"proj_bias": True}, {"proj_type": "none"}])
+@pytest.mark.parametrize("lengths", [[3], [1, 7, 4], [22, 2], [0]])
+def test_what_comes_behind_the_end_of_a_text_is_not_computed(fields: dict, lengths: list[int]):
+    made, tokens, seen = text_model(**fields), tokens_of(lengths), []
+    made.transformer.register_forward_hook(lambda module, args, output: seen.append(output.shape[1]))
+    with torch.inference_mode():
+        torch.testing.assert_close(encode_text(made, tokens), made.encode_text(tokens), atol=1e-5, rtol=1e-5)
+    assert seen == [max(lengths) + 2, TEXT["context_length"]]
+
+
+@pytest.mark.parametrize("fields", [{"pool_type": "last"}, {"no_causal_mask": True}])
+def test_towers_that_look_behind_the_end_compute_all_of_it(fields: dict):
+    made, tokens, seen = text_model(**fields), tokens_of([3, 5]), []
+    made.transformer.register_forward_hook(lambda module, args, output: seen.append(output.shape[1]))
+    with torch.inference_mode():
+        torch.testing.assert_close(encode_text(made, tokens), made.encode_text(tokens))
+    assert seen == [TEXT["context_length"]] * 2
