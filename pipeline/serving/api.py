@@ -8,6 +8,7 @@ import json
 import logging
 from dataclasses import replace
 from importlib.resources import files
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -42,6 +43,7 @@ def build_api(desk: Desk, spec: GateSpec) -> ASGIApp:
         api.include_router(part.router)
     for path in PAGE:
         _add_page(api, path)
+    _name_problems(api.openapi())
     api.add_exception_handler(QueryError, _query_error)
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http_error)
@@ -70,6 +72,15 @@ def _add_page(api: FastAPI, path: str) -> None:
         return Response(content, media_type=kind, headers=headers)
 
     api.add_api_route(path, page, include_in_schema=False)
+
+
+def _name_problems(document: dict[str, Any]) -> None:
+    """Say in the document, which FastAPI makes once and keeps, of what type errors are: it takes all for plain JSON."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            for status, reply in operation["responses"].items():
+                if status >= "400":
+                    reply["content"] = {PROBLEM_JSON: reply["content"]["application/json"]}
 
 
 async def _query_error(request: Request, error: Exception) -> Response:

@@ -19,7 +19,7 @@ from pipeline.serving.desk import Desk, Timings
 from pipeline.serving.native_api import PROBLEMS, TheDesk
 from pipeline.serving.problems import QueryError
 from pipeline.serving.replies import Json, named
-from pipeline.serving.requests import MAX_TEXT, ProblemReply, image_bytes
+from pipeline.serving.requests import MAX_TEXT, ProblemReply, exactly_one, image_bytes
 from pipeline.serving.service import Service, Vector, directed
 
 MAX_INPUTS = 2048  # as OpenAI's
@@ -31,7 +31,7 @@ Text = Annotated[StrictStr, Field(min_length=1, max_length=MAX_TEXT)]
 class Item(BaseModel):
     """A text, or an image by URL, in base64, or as a data URI; bytes and url are other names for image."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=exactly_one("text", "image"))
 
     text: Text | None = None
     image: Annotated[StrictStr, Field(min_length=1)] | None = Field(

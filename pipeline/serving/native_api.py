@@ -20,7 +20,6 @@ from pipeline.serving.requests import (
     DEFAULT_K,
     MAX_BATCH,
     MAX_TERMS,
-    MAX_TEXT,
     BatchReply,
     BatchRequest,
     Info,
@@ -52,6 +51,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         504: "Not answered in time",
     }.items()
 }
+MAX_IN_URL = 4000  # characters, of up to 12 bytes each there; a server reads 64 KiB of a URL
 FOREVER = "private, max-age=86400"
 
 router = APIRouter(responses=PROBLEMS)
@@ -64,7 +64,7 @@ async def desk_of(request: Request) -> Desk:
 
 
 TheDesk = Annotated[Desk, Depends(desk_of)]
-RowId = Annotated[str, Path(min_length=1, max_length=MAX_TEXT)]
+RowId = Annotated[str, Path(min_length=1, max_length=MAX_IN_URL)]
 Table = Annotated[str | None, Query(max_length=1000)]
 K = Annotated[int, Query(ge=1, le=MOST_FOUND)]
 
@@ -78,11 +78,11 @@ async def search(query: SearchRequest, desk: TheDesk) -> Response:
 @router.get("/v1/search", response_model=SearchReply)
 async def search_by_text(
     desk: TheDesk,
-    q: Annotated[str, Query(min_length=1, max_length=MAX_TEXT)],
+    q: Annotated[str, Query(min_length=1, max_length=MAX_IN_URL)],
     table: Table = None,
     k: K = DEFAULT_K,
     min_score: Annotated[float | None, Query(ge=-1.0, le=1.0, allow_inf_nan=False)] = None,
-    filter: Annotated[str | None, Query(max_length=100_000, description="JSON, as in POST")] = None,  # noqa: A002
+    filter: Annotated[str | None, Query(max_length=MAX_IN_URL, description="JSON, as in POST")] = None,  # noqa: A002
 ) -> Response:
     """Find the rows nearest to a text: for links."""
     wanted = None if filter is None else _read_filter(filter)

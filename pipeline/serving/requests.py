@@ -28,8 +28,15 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def exactly_one(*names: str) -> dict[str, Any]:
+    """Say in a schema what a validator checks: that one of these fields is given, and no other."""
+    return {"oneOf": [{"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in names]}
+
+
 class Term(Model):
     """One part of a query: exactly one of text, image, image_url, id and vector, and how much it counts."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one("text", "image", "image_url", "id", "vector"))
 
     text: str | None = Field(default=None, min_length=1, max_length=MAX_TEXT)
     image: str | None = Field(default=None, min_length=1, description="an encoded image in base64, or a data URI")
