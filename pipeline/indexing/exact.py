@@ -121,10 +121,29 @@ def nearest(blocks: Iterable[Block], xq: NDArray[np.float32], k: int) -> Found:
     """Find the k best of all blocks for each query, by inner product."""
     scores = np.full((len(xq), k), NO_SCORE, np.float32)
     ids = np.full((len(xq), k), NO_ID, np.int64)
-    for numbers, vectors in blocks:
+    for numbers, vectors in _gathered(blocks):
         found, where = faiss.knn(xq, vectors, min(k, len(vectors)), faiss.METRIC_INNER_PRODUCT)
         scores, ids = best(np.concatenate([scores, found], axis=1), np.concatenate([ids, numbers[where]], axis=1), k)
     return scores, ids
+
+
+def _gathered(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Put small blocks together: what is best of each is sorted among the best so far, which costs as much again."""
+    waiting: list[Block] = []
+    for block in blocks:
+        waiting.append(block)
+        if sum(len(ids) for ids, _ in waiting) >= BLOCK_ROWS:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(blocks: Sequence[Block]) -> Block:
+    if len(blocks) == 1:
+        return blocks[0]
+    ids, vectors = zip(*blocks, strict=True)
+    return np.concatenate(ids), np.concatenate(vectors)
 
 
 def best(scores: NDArray[np.float32], ids: NDArray[np.int64], k: int) -> Found:

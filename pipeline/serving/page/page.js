@@ -2,8 +2,7 @@
 // so that a link is a search. Text of rows is put in as text, never as HTML.
 
 const $ = (id) => document.getElementById(id);
-const base = new URL(".", location.href);
-base.username = base.password = ""; // where a key is in the address: browsers ask no such URL, and know the key already
+const base = new URL(".", location.href); // document.baseURI keeps a key of the address, and fetch refuses such URLs
 const api = (path) => new URL(path, base);
 const LONGEST_LINK = 6000; // characters of a search in an address; proxies and chats cut longer ones
 const LONGEST_ARGUMENT = 100_000; // of a command: Linux takes 128 KiB
