@@ -47,7 +47,7 @@ class Filter(BaseModel):
     lte: Value | None = None
     gt: Value | None = None
     gte: Value | None = None
-    in_: tuple[Value, ...] | None = Field(default=None, alias="in", min_length=1, max_length=MAX_VALUES)
+    in_: tuple[Value, ...] | None = Field(default=None, alias="in", min_length=1, max_length=MAX_VALUES, fail_fast=True)
     contains: Text | None = None
     is_null: StrictBool | None = None
 

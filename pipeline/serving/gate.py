@@ -29,8 +29,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN = "/livez"  # needs no key
 ADMIN = ("/metrics", "/v1/admin/")  # need an admin's
 WORK = ("/v1/search", "/v1/rows/", "/v1/embeddings", "/knn-service", "/metadata")  # counts against max_waiting
+UPLOAD = "/v1/search/upload"  # takes a file; all others JSON, whatever they call it
 EMBEDDINGS = "/v1/embeddings"  # whose clients look for errors in OpenAI's form
 LEAST_RETRY_MS = 50
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^][:@/\s]+)(?::[0-9]*)?")
 HEADERS = (
     # One origin, no inline code, no frames: what a caption says stays text, whatever it says.
     (
@@ -106,8 +108,8 @@ class Gate:
         scope["path"] = re.sub("^/{2,}", "/", scope["path"])  # clip-retrieval's front-end doubles it
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         is_work = scope["path"].startswith(WORK)
-        began, status = time.perf_counter(), 500
-        body = Body(receive, headers, self.spec.max_body_bytes)
+        began, status = time.perf_counter(), 0
+        body = Body(receive, headers, self.spec.max_body_bytes, is_json=scope["path"] != UPLOAD)
         self.telemetry.in_flight.inc()
 
         async def counted(message: Message) -> None:
@@ -126,12 +128,16 @@ class Gate:
                 await self.app(scope, body, counted)
             else:
                 await _answer(counted, refusal, scope["path"])
+        except Exception:
+            if status == 0:
+                raise
+            # It is answered and logged (api.py); a server would log it again, and close the connection.
         finally:
             self.working -= is_work and refusal is None
             seconds = time.perf_counter() - began
             if is_work and status != 429:
                 self.mean_s += 0.1 * (seconds - self.mean_s)
-            self._count(scope, status, seconds)
+            self._count(scope, status or 500, seconds)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, str], *, is_work: bool) -> "Problem | OverloadedError | None":
         """Say why a request may not pass."""
@@ -211,10 +217,9 @@ def _given(authorization: str) -> str:
 
 
 def _name(host: str) -> str:
-    """Cut a Host header down to the name."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower()
+    """Cut a Host header down to the name; "" of what is none."""
+    found = HOST.fullmatch(host)
+    return "" if found is None else found[1].strip("[]").lower()
 
 
 def _sha256(key: str) -> str:

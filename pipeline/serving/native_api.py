@@ -20,6 +20,7 @@ from pipeline.serving.requests import (
     DEFAULT_K,
     MAX_BATCH,
     MAX_TERMS,
+    MAX_TEXT,
     BatchReply,
     BatchRequest,
     Info,
@@ -78,7 +79,7 @@ async def search(query: SearchRequest, desk: TheDesk) -> Response:
 @router.get("/v1/search", response_model=SearchReply)
 async def search_by_text(
     desk: TheDesk,
-    q: Annotated[str, Query(min_length=1, max_length=MAX_IN_URL)],
+    q: Annotated[str, Query(min_length=1, max_length=MAX_TEXT)],
     table: Table = None,
     k: K = DEFAULT_K,
     min_score: Annotated[float | None, Query(ge=-1.0, le=1.0, allow_inf_nan=False)] = None,
@@ -94,9 +95,7 @@ async def search_by_text(
 async def search_by_upload(
     desk: TheDesk,
     image: UploadFile,
-    options: Annotated[
-        str, Form(max_length=1_000_000, description="JSON: what POST /v1/search takes but query")
-    ] = "{}",
+    options: Annotated[str, Form(max_length=100_000, description="JSON: what POST /v1/search takes but query")] = "{}",
 ) -> Response:
     """Find the rows nearest to a file."""
     try:

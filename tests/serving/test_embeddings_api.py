@@ -118,7 +118,7 @@ def test_an_embedding_finds_the_row_whose_image_it_is_of(
         {"input": [1, 2, 3]},
         {"input": [[1, 2], [3]]},
         {"input": ["a"] * 2049},
-        {"input": "a" * 10_001},
+        {"input": "a" * 2001},
         {"input": TEXT, "dimensions": 0},
         {"input": TEXT, "dimensions": 65},
         {"input": [{"image": "§"}]},
