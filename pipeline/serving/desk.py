@@ -20,7 +20,7 @@ from pipeline.embedding.web import Web
 from pipeline.indexing.exact import NO_ID
 from pipeline.indexing.index import MOST_FOUND
 from pipeline.machine import available_cpus
-from pipeline.schema import CONTENT_HASH, RejectedRowError
+from pipeline.schema import CONTENT_HASH, Reason, RejectedRowError
 from pipeline.searching.index import use_threads
 from pipeline.searching.ranking import diversified, without_near
 from pipeline.serving.batching import Batcher
@@ -282,7 +282,9 @@ class Desk:
         try:
             return [fetch(urls[0], self.spec, self.web)]
         except RejectedRowError as error:
-            return [QueryError(f"image_{error.reason}", str(error))]
+            # Where a name leads inside is nobody's business out there.
+            said = "image_url: leads to no public address" if error.reason is Reason.BLOCKED_ADDRESS else str(error)
+            return [QueryError(f"image_{error.reason}", said)]
 
 
 def _searched(queries: list[Query]) -> list[Found | Exception]:
