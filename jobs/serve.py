@@ -1,5 +1,6 @@
 """Serve a table's published index over HTTP: `python -m jobs.serve --store out/demo/store`."""
 
+import os
 import signal
 import sys
 import threading
@@ -15,6 +16,8 @@ from pipeline.serving.app import checked_app, start
 def run(config: ServeConfig) -> None:
     """Serve until SIGINT or SIGTERM."""
     app = checked_app(config)
+    # Ray has its workers give way to everything else on a machine (niceness 15): what people wait for should not.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     start_ray()
     stop = threading.Event()
     # After Ray has set its own, which abort a shutdown that takes over three seconds, and before anybody is answered.
