@@ -57,7 +57,11 @@ def compare(
         np.save(folder / f"{kind}-exact.npy", exact[kind])
     _write_vectors(opened, folder / "vectors.npy")
     faiss.omp_set_num_threads(peers.THREADS)
-    ours = list(peers.measured(lambda xq, nprobe: opened.search(xq, peers.K, nprobe=nprobe)[1], folder, OUR_LADDER))
+
+    def search(xq: NDArray[np.float32], nprobe: int) -> NDArray[np.int64]:
+        return opened.index.search(xq, peers.K, nprobe=nprobe, margin=opened.card.margin)[1]
+
+    ours = list(peers.measured(search, folder, OUR_LADDER))
     reached = [_reached(f"rayclip {opened.card.factory}", opened.card.build_seconds, ours, config.recall_target)]
     for name in config.peers:
         packages = [part for package in PACKAGES[name] for part in ("--with", package)]
