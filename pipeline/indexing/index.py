@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from pipeline.indexing.exact import NO_ID, NO_SCORE, Exact, Found, Selection, best
 
 TUNED_K = 10  # that nprobe is tuned at
+# Power of k with which lists and margin grow from there: at 10^6 x 512, 4,000 lists, recall stayed at 0.95 or more with
+# 2 times as many lists for 100 rows, 4 for 1,000 and 5 for 3,000 (jobs/BENCHMARKS.md).
+GROWTH = 0.3
+HELD = 4  # times k rows that the lists searched hold at least: where k is much of the table, they are most of its lists
 MOST_FOUND = 10_000  # rows that one query may ask for
 SEARCHED_EXACTLY = 4096  # selected rows at most, that are compared one by one: about what a search of lists looks at
 LISTS_ORDERED = 1 << 24  # in one go, of all queries: 64 MiB of scores
@@ -129,16 +133,17 @@ class Index:
     def lists_for(self, k: int, within: Selection | None = None) -> int:
         """Say how many lists to search for k rows of a selection, from how many are enough for ten of all rows.
 
-        Ten of a hundredth of the rows lie as deep as a thousand of all; lists grow with the root of that depth. Where a
-        filter asks for more, searching goes on from there (jobs/BENCHMARKS.md, filters).
+        Of a selection they grow with the root of how much it leaves out; where a filter asks for more, searching goes
+        on from there (jobs/BENCHMARKS.md, filters).
         """
         rows = self.ntotal if within is None else max(1, within.count)
-        depth = max(1.0, k / TUNED_K) * self.ntotal / rows
-        return min(self.nlist, math.ceil((self.nprobe or 1) * math.sqrt(depth)))
+        factor = _growth(k) * math.sqrt(self.ntotal / rows)
+        holding = HELD * k * self.nlist / max(1, self.ntotal) if k > TUNED_K else 0.0
+        return min(self.nlist, math.ceil(max((self.nprobe or 1) * factor, holding)))
 
     def margin_for(self, k: int) -> float | None:
         """Say how far lists may score below the nearest for k rows: it grows as the number of lists does."""
-        return None if self.margin is None else self.margin * math.sqrt(max(1.0, k / TUNED_K))
+        return None if self.margin is None else self.margin * _growth(k)
 
     def _probe_near(
         self, x: NDArray[np.float32], wanted: int, lists: int, margin: float | None, allowed: Selection | None
@@ -205,6 +210,10 @@ class Index:
             return found[0]
         scores, ids = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
         return best(scores, ids, k)
+
+
+def _growth(k: int) -> float:
+    return float(max(1.0, k / TUNED_K) ** GROWTH)
 
 
 def inner_ivf(index: faiss.Index) -> Any:  # faiss.IndexIVF or None: FAISS has no types, so nobody would be warned

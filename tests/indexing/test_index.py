@@ -126,7 +126,7 @@ def test_what_is_gone_never_comes_up(index: Index, vectors: np.ndarray, xq: np.n
 
 
 def test_more_lists_are_searched_for_more_rows(index: Index, vectors: np.ndarray, xq: np.ndarray):
-    assert [index.lists_for(k) for k in (1, 10, 40, 1000, 10_000)] == [8, 8, 16, 80, 128]
+    assert [index.lists_for(k) for k in (1, 10, 40, 1000, 10_000)] == [8, 8, 13, 32, 128]
     _, ids = index.search(xq, 10_000)
     assert overlap(ids, exactly(vectors, xq, 10_000)) > 0.97
     assert ((ids != NO_ID).sum(axis=1) == 10_000).all()
