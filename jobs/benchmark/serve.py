@@ -2,7 +2,8 @@
 
 In: how many made-up vectors, and a model of random weights whose space they are said to be of; and the demo. Out: a
 table, and out/benchmark/serve.json. `jobs.serve` runs as people start it; the load comes from another process, and
-every figure stands beside that of an empty handler of the same application, asked just before and after.
+every figure stands beside that of an empty handler of the same application, asked just before and after: once without
+a body, and once with the same body, which Serve brings to a replica by calls of its own.
 """
 
 import itertools
@@ -58,6 +59,8 @@ class Point:
     p99_ms: float
     empty_qps: float  # of the empty handler, before and after
     ratio: float  # qps by empty_qps: the median of the passes' ratios
+    same_body_qps: float  # of the empty handler, given the same bodies
+    same_body_ratio: float
 
 
 def serve(config: ServeBenchmarkConfig) -> None:
@@ -163,18 +166,22 @@ def _point(
 ) -> Point:
     """Load with a kind of query, and before and after with nothing to do."""
     empty: list[Request] = [{"method": "GET", "path": "/livez"}]
+    same_body = [{**empty[0], "body": request["body"]} for request in requests]
 
     def put(what: list[Request], seconds: float = config.seconds) -> Loaded:
         return _loaded(port, out, what, clients, seconds)
 
     put(requests, 2.0)
-    befores, loads = [put(empty)], []
+    empties, bodies, loads = [put(empty)], [put(same_body)], []
     for _ in range(config.passes):
         loads.append(put(requests))
-        befores.append(put(empty))
+        empties.append(put(empty))
+        bodies.append(put(same_body))
     if unanswered := [each.statuses for each in loads if set(each.statuses) != {"200"}]:
         raise RuntimeError(f"{kind}: not all were answered: {unanswered}")
-    around = [(first.qps + second.qps) / 2 for first, second in itertools.pairwise(befores)]
+    around, around_bodies = (
+        [(first.qps + second.qps) / 2 for first, second in itertools.pairwise(asked)] for asked in (empties, bodies)
+    )
 
     def middle(of: Callable[[Loaded], float]) -> float:
         return round(median(of(each) for each in loads), 2)
@@ -188,6 +195,8 @@ def _point(
         p99_ms=middle(lambda each: each.p99_ms),
         empty_qps=round(median(around), 1),
         ratio=round(median(each.qps / near for each, near in zip(loads, around, strict=True)), 3),
+        same_body_qps=round(median(around_bodies), 1),
+        same_body_ratio=round(median(each.qps / near for each, near in zip(loads, around_bodies, strict=True)), 3),
     )
     print(point, flush=True)
     return point
@@ -274,7 +283,7 @@ def _tower_qps(config: ServeBenchmarkConfig, store: Store) -> float:
 
 
 def _print(points: list[Point], parts: dict[str, Any]) -> None:
-    table = Table("query", "clients", "QPS", "p50 ms", "p95 ms", "p99 ms", "empty QPS", "ratio")
+    table = Table("query", "clients", "QPS", "p50 ms", "p95 ms", "p99 ms", "empty QPS", "ratio", "same body", "ratio")
     for point in points:
         table.add_row(*(str(value) for value in asdict(point).values()))
     console = Console(width=140)
