@@ -61,6 +61,13 @@ class Filter(BaseModel):
             raise ValueError(f"wanted at most {MAX_DEPTH} levels and {MAX_CONDITIONS} conditions")
         return self
 
+    def __eq__(self, other: object) -> bool:
+        """Compare as written: to Python, true is 1, and to a column of text it is not."""
+        return isinstance(other, Filter) and self.model_dump_json() == other.model_dump_json()
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
     @property
     def parts(self) -> tuple["Filter", ...]:
         """The conditions below this one."""

@@ -153,7 +153,7 @@ async def row(desk: TheDesk, request: Request, id: RowId, table: Table = None) -
         "columns": jsonable(columns),
         "source": service.record.source,
         "shard": receipt.shard.rpartition("/")[2],  # where it lies is nobody's business out there
-        "thumbnail": str(request.app.url_path_for("thumbnail", id=id)),
+        "thumbnail": str(request.app.url_path_for("thumbnail", id=id)) + ("" if table is None else f"?table={table}"),
     }
     return Json(found, headers=named(service, snapshot))
 

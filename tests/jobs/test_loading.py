@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -17,7 +18,7 @@ class Handler(BaseHTTPRequestHandler):
     """Echoes bodies; refuses every third request of /busy; ends the connection after /last."""
 
     protocol_version = "HTTP/1.1"
-    bodies: Counter = Counter()
+    bodies: ClassVar[Counter] = Counter()
     asked = 0
 
     def do_GET(self) -> None:
@@ -39,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_POST = do_GET
+    do_POST = do_GET  # noqa: N815 - its base's word for it
 
     def log_message(self, *args: object) -> None:
         pass

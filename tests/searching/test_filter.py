@@ -118,6 +118,12 @@ def test_what_is_no_filter_is_refused(fields: dict):
         Filter.model_validate(fields)
 
 
+def test_values_of_different_types_are_different_conditions():
+    conditions = [Filter(column="a", eq=value) for value in (1, True, 1.0, "1")]
+    assert len(set(conditions)) == 4
+    assert conditions[0] == Filter(column="a", eq=1)
+
+
 def test_the_deepest_and_the_widest_filters_are_taken():
     assert Filter.model_validate(nested(MAX_DEPTH)).depth == MAX_DEPTH
     wide = Filter.model_validate({"any": [{"column": "a", "eq": 1}] * (MAX_CONDITIONS - 1)})

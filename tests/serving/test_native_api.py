@@ -242,7 +242,7 @@ def test_a_row_is_described_and_shown(client: httpx.Client, truth: Truth, demo_r
     )
     shown = client.get(row["thumbnail"])
     picture, original = (Image.open(io.BytesIO(each)) for each in (shown.content, demo_rows[8]["image"]))
-    assert (picture.format, max(picture.size)) == ("WEBP", 256)
+    assert (picture.format, picture.size) == ("WEBP", original.size)  # which are smaller than thumbnails may be
     small = (np.asarray(each.convert("RGB").resize((16, 16)), np.int16) for each in (picture, original))
     assert np.abs(np.subtract(*small)).mean() < 12
     again = client.get(row["thumbnail"], headers={"If-None-Match": shown.headers["etag"]})
