@@ -3,18 +3,24 @@
 import base64
 import io
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.config import ServeConfig
+from pipeline.config import EmbedConfig, IndexConfig, PreprocessConfig, ServeConfig, SourceConfig
+from pipeline.embedding.run import embed
+from pipeline.indexing.run import build
 from pipeline.serving.desk import Desk
+from pipeline.store import Store
+from tests.conftest import DEMO_MODEL
 from tests.serving.conftest import Served
 
 
@@ -313,11 +319,34 @@ def test_what_the_server_did_not_expect_is_no_traceback(endpoint: Served, monkey
     assert "Traceback" not in reply.text
 
 
-def test_several_tables_answer_each_for_itself(demo_store: str, demo_desk: Desk, serving: Callable[..., Served]):
-    table = demo_desk.first.table
-    served = serving(ServeConfig(store=demo_store, tables=(table,)), desk=demo_desk)
-    assert served.client.get("/v1/search", params={"q": "a star", "table": table}).status_code == 200
-    assert served.client.get("/readyz").json()["tables"][0]["table"] == table
+def test_tables_of_different_spaces_answer_each_for_itself(
+    demo_store: str, demo_rows: list[dict], tmp_path: Path, serving: Callable[..., Served]
+):
+    shutil.copytree(demo_store, tmp_path / "store")
+    pq.write_table(pa.Table.from_pylist(demo_rows[:60]), tmp_path / "few.parquet")
+    source = SourceConfig(name="few", path=str(tmp_path / "few.parquet"), key_column="key")
+    where = {"store": str(tmp_path / "store"), "table": "few"}
+    squashed = PreprocessConfig(fit="model", thumbnail_px=64)
+    embed(EmbedConfig(**where, model=str(DEMO_MODEL), source=source, preprocess=squashed, max_reject_fraction=0.5))
+    build(IndexConfig(**where, queries=20))
+    first = next(name for name in Store(where["store"]).folders("embeddings") if name != "few")
+    client = serving(ServeConfig(store=where["store"], tables=(first, "few"))).client
+    spaces = {table["table"]: table["space"] for table in client.get("/v1/info").json()["tables"]}
+    assert set(spaces) == {first, "few"}
+    assert len(set(spaces.values())) == 2
+    few = {row["key"] for row in demo_rows[:60]}
+    for table in (None, first, "few"):
+        reply = search(client, {"text": "a red shape"}, k=100, table=table)
+        assert (reply["table"], reply["space"]) == (table or first, spaces[table or first])
+        assert set(found(reply)) <= few if table == "few" else not set(found(reply)) <= few
+    wrong = {"query": [{"vector": [1.0] * 64}], "space": spaces[first], "table": "few"}
+    assert client.post("/v1/search", json=wrong).json()["code"] == "wrong_space"
+    row = client.get(f"/v1/rows/{demo_rows[8]['key']}", params={"table": "few"}).json()
+    assert row["table"] == "few"
+    small = Image.open(io.BytesIO(client.get(row["thumbnail"]).content))
+    assert max(small.size) == 64  # as the table keeps it
+    assert [each["table"] for each in client.get("/readyz").json()["tables"]] == [first, "few"]
+    assert client.get("/indices-list").json() == [first, "few"]
 
 
 def test_metrics_count_what_was_answered(client: httpx.Client):
