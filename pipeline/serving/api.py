@@ -31,7 +31,13 @@ PAGE = {
     "/page.css": ("page.css", "text/css"),
     "/favicon.svg": ("favicon.svg", "image/svg+xml"),
 }
-CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+CODES = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "body_stalled",
+    413: "body_too_large",
+}
 MAX_SAID = 1000  # characters of an error, which may quote what was sent
 
 

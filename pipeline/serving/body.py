@@ -9,6 +9,7 @@ import asyncio
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
+STALL_S = 10.0  # without a byte of what is still to come: who sends nothing holds a place that others wait for
 LINGER_S = 5.0  # as nginx's lingering_timeout
 LINGER_FACTOR = 2  # of what a body may be: read in all, the part that nobody wants included
 # Of a body in JSON, in which one lies between any two values. Unlike its bytes, its values cost: 2.6 million keys that
@@ -29,9 +30,13 @@ class Body:
         """Give what arrives next.
 
         Raises:
-            HTTPException: it is more than a body may be.
+            HTTPException: it is more than a body may be, or nothing more of it arrives.
         """
-        message = await self._next()
+        try:
+            async with asyncio.timeout(None if self.is_whole else STALL_S):
+                message = await self._next()
+        except TimeoutError as error:
+            raise HTTPException(408, f"nothing more of the body arrived within {STALL_S:g} s") from error
         if self.arrived > self.max_bytes:
             raise HTTPException(413, f"wanted at most {self.max_bytes} bytes")
         self.commas += message.get("body", b"").count(b",")

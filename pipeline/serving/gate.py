@@ -32,6 +32,7 @@ WORK = ("/v1/search", "/v1/rows/", "/v1/embeddings", "/knn-service", "/metadata"
 UPLOAD = "/v1/search/upload"  # takes a file; all others JSON, whatever they call it
 EMBEDDINGS = "/v1/embeddings"  # whose clients look for errors in OpenAI's form
 LEAST_RETRY_MS = 50
+RETRY_MS_EACH = 10  # between those who were refused, so that they come back a hundred a second
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^][:@/\s]+)(?::[0-9]*)?")
 HEADERS = (
     # One origin, no inline code, no frames: what a caption says stays text, whatever it says.
@@ -99,6 +100,7 @@ class Gate:
         self.app, self.spec, self.telemetry = app, spec, telemetry
         self.working = 0
         self.mean_s = 0.0  # of what was answered last, weighted
+        self.refused, self.refused_since = 0, 0.0  # in the second that began then
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer why not."""
@@ -153,8 +155,19 @@ class Gate:
             return Problem(413, "body_too_large", f"wanted at most {self.spec.max_body_bytes} bytes, got {length}")
         if is_work and self.working >= self.spec.max_waiting:
             self.telemetry.refused.inc()
-            return OverloadedError(max(LEAST_RETRY_MS, math.ceil(1e3 * self.mean_s)))
+            return OverloadedError(self._retry_after_ms())
         return None
+
+    def _retry_after_ms(self) -> int:
+        """Say when it may be worth another try: the later, the more were told so in this second.
+
+        Those who come back then are as many as can be refused beside the work; all at once, they would take its place.
+        """
+        now = time.monotonic()
+        if now - self.refused_since > 1.0:
+            self.refused_since, self.refused = now, 0
+        self.refused += 1
+        return max(LEAST_RETRY_MS, math.ceil(1e3 * self.mean_s), self.refused * RETRY_MS_EACH)
 
     def _unauthorized(self, path: str, authorization: str) -> Problem | None:
         if not self.spec.keys or path == OPEN:

@@ -44,6 +44,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         403: "The key of an admin is wanted, or the page is of another site",
         404: "No such row or table",
         410: "The cursor's version does not answer any more",
+        408: "The body did not arrive",
         413: "Too long",
         421: "Another host was asked for",
         422: "A request that cannot be answered as it was put",

@@ -218,3 +218,25 @@ def test_clients_that_hang_up_or_lie_about_lengths_harm_nobody(guarded: Served):
             connection.sendall(start)
             time.sleep(0.01)
     assert is_well(guarded)
+
+
+def test_a_body_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(body, "STALL_S", 0.05)
+
+    async def test() -> None:
+        arriving = Body(Sender(3, stalls=True), CHUNKED, 1000)
+        for _ in range(3):
+            await arriving()
+        with pytest.raises(HTTPException, match=r"within 0\.05 s") as error:
+            await arriving()
+        assert error.value.status_code == 408
+        whole = Body(Sender(1), CHUNKED, 1000)
+        await whole()
+        with pytest.raises(TimeoutError):  # of ours: what comes after a body may be long in coming
+            await asyncio.wait_for(_forever(whole), 0.2)
+
+    async def _forever(whole: Body) -> None:
+        whole.receive = Sender(0, stalls=True)
+        await whole()
+
+    asyncio.run(test())

@@ -169,6 +169,9 @@ def test_past_so_many_at_work_others_are_refused_at_once_and_told_when_to_come_b
             assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
             assert int(refused.headers["retry-after-ms"]) >= 50
             assert int(refused.headers["retry-after"]) >= 1
+            waits = [int((await asking.get("/v1/search?q=x")).headers["retry-after-ms"]) for _ in range(20)]
+            assert waits == sorted(waits)  # so that not all of them come back at once
+            assert waits[-1] >= waits[0] + 100
             alive = asyncio.ensure_future(asking.get("/livez"))
             while app.seen < 3:
                 await asyncio.sleep(0)
