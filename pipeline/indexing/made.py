@@ -22,7 +22,7 @@ from pipeline.indexing.partial import IDS, VECTORS, Partial
 from pipeline.indexing.plan import Plan
 from pipeline.indexing.plot import draw
 from pipeline.indexing.publish import Card
-from pipeline.indexing.tune import Truth, qps_one_thread, recall_by_depth, save, stated, tune
+from pipeline.indexing.tune import FIRST, Setting, Truth, qps_one_thread, recall_by_depth, save, stated, tune
 from pipeline.indexing.vectors import Span, count
 from pipeline.lease import Lease
 from pipeline.machine import available_cpus, peak_bytes
@@ -63,17 +63,17 @@ class Made:
         self.name(role, path, card.bytes[path], card.sha256[path])
 
 
-def finish(plan: Plan, made: Made, truths: Sequence[Truth], whole: Path, lease: Lease, nprobe: int = 1) -> Card:
+def finish(plan: Plan, made: Made, truths: Sequence[Truth], whole: Path, lease: Lease, first: Setting = FIRST) -> Card:
     """Tune and measure, put the files that lie in ``whole`` and those of partials, and the card.
 
     Args:
-        nprobe: to begin tuning with.
+        first: the setting to begin tuning with.
 
     Raises:
         IncompleteError: the lease was lost.
     """
     threads = available_cpus()
-    chosen, curve = tune(made.index, truths, plan.config.recall_target, threads, nprobe)
+    chosen, curve = tune(made.index, truths, plan.config.recall_target, threads, first)
     index = replace(made.index, nprobe=chosen.nprobe, margin=chosen.margin)
     asked = stated(truths)
     draw(curve, chosen, plan.config.recall_target, whole / publish.PLOT)

@@ -50,7 +50,14 @@ def read_partial(store: Store, folder: str, spans: list[Span], digest: str) -> P
 
 
 def fill(
-    store_url: str, table_folder: str, spans: list[Span], trained: bytes, digest: str, d: int, folder: str
+    store_url: str,
+    table_folder: str,
+    spans: list[Span],
+    trained: bytes,
+    digest: str,
+    d: int,
+    folder: str,
+    threads: int = 1,
 ) -> Partial:
     """Add the vectors of some units, with their ids, to the empty index; write lists, vectors and row ids.
 
@@ -58,7 +65,7 @@ def fill(
     over the partial, are written as they were added: with them the merged index is asked for this partial's rows.
     Holds the lists in memory, and one file's vectors.
     """
-    faiss.omp_set_num_threads(1)  # one CPU each; partials are what runs in parallel
+    faiss.omp_set_num_threads(threads)  # one CPU each, where partials are what runs in parallel
     store = Store(store_url)
     index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
     ivf = inner_ivf(index)

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import compute
 from pipeline.config import IndexConfig
 from pipeline.errors import IncompleteError, InputError
 from pipeline.indexing import publish
@@ -120,7 +119,6 @@ def _updated(planned: Plan, current: Card, lease: Lease) -> Card | None:
 def _in_scratch(planned: Plan, lease: Lease, made: Callable[[Path], Card], inputs: str) -> Card:
     """Make a version, with what a build of these inputs that died left behind, and nothing else that one left."""
     publish.remove_unfinished(planned.store, planned.table, lease, publish.build_folder(planned.table, inputs))
-    compute.start_ray()
     with planned.store.scratch(publish.index_folder(planned.table)) as scratch:
         return made(scratch)
 

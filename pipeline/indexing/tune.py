@@ -28,6 +28,8 @@ LATENCY_QUERIES = 100
 BISECTIONS = 3  # of the nprobe between one that was too few and its double that was enough
 MARGIN, MARGIN_BISECTIONS = 0.64, 5  # of scores, that hardly a list lies below the nearest one: to steps of 0.02
 CHOOSES = 3  # every third query chooses nprobe
+Setting = tuple[int, float | None]  # nprobe and margin
+FIRST: Setting = (1, None)
 STEP = 1.125  # by which nprobe grows where what it was chosen by promised too much
 
 
@@ -118,28 +120,33 @@ def recalls(ids: NDArray[np.int64], truth: Truth, k: int = K) -> NDArray[np.floa
 
 
 def tune(
-    index: Index, truths: Sequence[Truth], target: float, threads: int, first: int = 1
+    index: Index, truths: Sequence[Truth], target: float, threads: int, first: Setting = FIRST
 ) -> tuple[Measurement, list[Measurement]]:
     """Find the least nprobe whose recall reaches the target on every kind of query; give it, and all that were tried.
 
-    From ``first`` it is doubled until it is enough, or every list is searched; then the interval between what was too
-    little and what was enough is halved a few times. Then lists that lie far from a query are left out, as many as the
-    target allows. Flat has one setting. If the other queries, for which recall is stated, find less, nprobe and margin
-    grow until they do not.
+    A setting that was tuned before is kept where it is still enough. Else, from its nprobe, nprobe is doubled until it
+    is enough, or every list is searched; then the interval between what was too little and what was enough is halved a
+    few times. Then lists that lie far from a query are left out, as many as the target allows. Flat has one setting. If
+    the other queries, for which recall is stated, find less, nprobe and margin grow until they do not.
     """
     choosing = [truth.part(slice(None, None, CHOOSES)) for truth in truths]
     stating = stated(truths)
     curve: dict[int, Measurement] = {}
+    first_nprobe, first_margin = first
+    if first != FIRST:
+        found = measure(index, min(first_nprobe, index.nlist), first_margin, stating, threads)
+        if found.reaches(target):
+            return found, [measure(index, min(first_nprobe, index.nlist), None, choosing, threads)]
 
     def is_enough(nprobe: int) -> bool:
         curve[nprobe] = measure(index, nprobe or None, None, choosing, threads)
         return curve[nprobe].reaches(target, errors=1)
 
     nlist = index.nlist
-    enough = min(first, nlist)
+    enough = min(first_nprobe, nlist)
     while not is_enough(enough) and enough < nlist:
         enough = min(2 * enough, nlist)
-    too_few = enough // 2 if enough != first else 0
+    too_few = enough // 2 if enough != first_nprobe else 0
     for _ in range(BISECTIONS if curve[enough].reaches(target, errors=1) else 0):
         if (middle := (too_few + enough) // 2) == too_few:
             break

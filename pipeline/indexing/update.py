@@ -66,7 +66,9 @@ def update(plan: Plan, card: Card, lease: Lease, scratch: Path, *, compact: bool
     old = {path: _version_file(plan, card, path, scratch) for path in card.sha256}
     change = Change(plan, card, old, *vectors.changes(known_spans(plan, card), plan.receipts, card.end))
     folder = publish.build_folder(plan.table, digest([plan.inputs, card.version]))
-    partials = fill_all(plan, change.new, change.trained, card.training, folder) if change.new else []
+    partials = []
+    if change.new:
+        partials = fill_all(plan, change.new, change.trained, card.training, folder, is_addition=True)
     lists = lists_of(plan.store, partials, card.training, scratch)
     index, drift, is_compact = _index(change, lists, whole, compact=compact)
     files = [np.load(old[path], mmap_mode="r") for path in card.files[publish.VECTORS]]
@@ -94,7 +96,7 @@ def update(plan: Plan, card: Card, lease: Lease, scratch: Path, *, compact: bool
         for path in card.files[role]:
             made.keep(role, path, card)
     truths = brought_up(load(old[card.only(publish.TRUTH)]), blocks(plan, change.new), change.live)
-    changed = finish(plan, made, truths, whole, lease, card.nprobe or 1)
+    changed = finish(plan, made, truths, whole, lease, (card.nprobe or 1, card.margin))
     plan.store.remove_many([f"{folder}/{path}" for path in plan.store.files(folder)], lease.check)
     logger.info(
         "index=%s/%s goes_on_from=%s added=%d gone=%d compacted=%s",
