@@ -20,11 +20,11 @@ from pipeline.embedding.web import Web
 from pipeline.indexing.exact import NO_ID
 from pipeline.indexing.index import MOST_FOUND
 from pipeline.machine import available_cpus
-from pipeline.schema import CONTENT_HASH, Reason, RejectedRowError
+from pipeline.schema import Reason, RejectedRowError
 from pipeline.searching.index import use_threads
-from pipeline.searching.ranking import diversified, without_near
 from pipeline.serving.batching import Batcher
 from pipeline.serving.cursor import identity, read_offset, write_cursor
+from pipeline.serving.picking import picked
 from pipeline.serving.problems import QueryError
 from pipeline.serving.requests import Options, SearchRequest, Term, image_bytes
 from pipeline.serving.service import Service, Vector, directed
@@ -267,7 +267,7 @@ class Desk:
             kept &= scores >= request.min_score
         scores, numbers = scores[kept], numbers[kept]
         if picks:
-            places = await asyncio.to_thread(_picked, snapshot, scores, numbers, request, wanted)
+            places = await asyncio.to_thread(picked, snapshot, scores, numbers, request, wanted)
             scores, numbers = scores[places], numbers[places]
         return scores[:wanted], numbers[:wanted]
 
@@ -292,36 +292,3 @@ def _searched(queries: list[Query]) -> list[Found | Exception]:
     snapshot, _, asked = queries[0]
     scores, numbers = snapshot.search(np.stack([vector for _, vector, _ in queries]), asked)
     return list(zip(scores, numbers, strict=True))
-
-
-def _picked(
-    snapshot: Snapshot, scores: NDArray[np.float32], numbers: NDArray[np.int64], request: Options, wanted: int
-) -> NDArray[np.int64]:
-    """Choose among candidates, best first: without duplicates, then unlike each other."""
-    is_exact = request.dedup == "exact"
-    places = _first_of_each_content(snapshot, numbers) if is_exact else np.arange(len(numbers))
-    if request.dedup == "near" or request.diversity > 0:
-        vectors = _unit(snapshot.index.index.exact.take(numbers))
-        if request.dedup == "near":
-            places = without_near(vectors, len(vectors) if request.diversity > 0 else wanted)
-        if request.diversity > 0:
-            places = places[diversified(scores[places], vectors[places], wanted, request.diversity)]
-    return places
-
-
-def _first_of_each_content(snapshot: Snapshot, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Keep the best row of every content; of tables that know none, every row."""
-    contents = [row[CONTENT_HASH] for row in snapshot.columns.rows(numbers, [CONTENT_HASH])]
-    seen: set[object] = set()
-    kept = []
-    for place, content in enumerate(contents):
-        if content is None or content not in seen:
-            kept.append(place)
-            seen.add(content)
-    return np.array(kept, np.int64)
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give vectors norm 1 again, which float16 took a little of."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(norms, np.finfo(np.float32).tiny))
