@@ -166,6 +166,7 @@ class Desk:
         with timings.step("search"):
             scores, numbers = await self._ranked(snapshot, vector, request, offset + request.k)
         is_more = len(numbers) == offset + request.k < min(MOST_FOUND, snapshot.index.card.ntotal)
+        is_more &= not request.diversity  # of which rows the choice is made depends on how many: pages would overlap
         scores, numbers = scores[offset:], numbers[offset:]
         with timings.step("columns"):
             hits = await self._hits(snapshot, scores, numbers, request.columns)

@@ -77,7 +77,11 @@ class Options(Model):
         default="none", description=f"exact: one row for each content; near: none with a cosine of {NEAR} to a better"
     )
     diversity: float = Field(
-        default=0.0, ge=0.0, le=1.0, allow_inf_nan=False, description="of maximal marginal relevance"
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="of maximal marginal relevance; then there is one page",
     )
     exact: bool = Field(default=False, description="compare with every vector")
     nprobe: int | None = Field(default=None, ge=1, le=1 << 20, description="lists to search; null: as tuned")

@@ -171,6 +171,7 @@ def test_diversity_mixes_what_is_alike(client: httpx.Client, truth: Truth):
         return float((vectors @ vectors.T)[np.triu_indices(len(ids), 1)].mean())
 
     plain, mixed = (found(search(client, {"text": "a star"}, k=10, diversity=d)) for d in (0.0, 0.6))
+    assert search(client, {"text": "a star"}, k=10, diversity=0.6)["next_cursor"] is None
     assert likeness(mixed) < likeness(plain) - 0.02
     assert mixed[0] == plain[0]
 
