@@ -29,10 +29,12 @@ from pipeline.table import find_table, read_record
 
 logger = logging.getLogger(__name__)
 
-# A replica refuses what is past max_waiting itself, at once and with a time to come back. So Serve hands it more than
-# that, and only where so many are under way that the replica cannot even refuse does the proxy do it.
-ONGOING_FACTOR = 2
-PROXY_QUEUE_FACTOR = 4
+# A replica refuses what is past max_waiting itself, and says when to come back; that costs it half of an answer. So
+# Serve hands it a few more than that, keeps as few waiting, and has the proxy refuse the rest, to come back later: with
+# twice max_waiting and a second's wait, 640 clients kept two cores so busy with refusals that 12 a second were answered
+# (jobs/BENCHMARKS.md).
+SPARE = 16
+PROXY_RETRY_S = 5.0
 SCALE_UP_AT = 0.5  # of max_waiting: requests under way in each replica, from which on there are more replicas
 REQUEST_TIMEOUT_S = 120.0  # for all of a request, upload included: what holds a connection longer is cut off
 HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"  # makes Serve bind every address, whatever the host says
@@ -146,11 +148,10 @@ def build_app(config: ServeConfig, keys: tuple[Key, ...]) -> serve.Application:
     store = Store(config.store)
     tables = config.tables or (find_table(store, config.table),)
     models = tuple(_checked_model(config, store, table) for table in tables)
-    ongoing = ONGOING_FACTOR * config.max_waiting
     options: dict[str, Any] = {
-        "max_ongoing_requests": ongoing,
-        "max_queued_requests": PROXY_QUEUE_FACTOR * config.max_waiting,
-        "backpressure_config": {"status_code": 429, "retry_after_s": 1.0},
+        "max_ongoing_requests": config.max_waiting + SPARE,
+        "max_queued_requests": SPARE,
+        "backpressure_config": {"status_code": 429, "retry_after_s": PROXY_RETRY_S},
         # A line for every request, formatted, written and carried to the driver, took a twentieth of a replica's time.
         "logging_config": {"enable_access_log": False},
         # Batches use every processor that the replica may; Ray only counts, so that a small machine has room for it.

@@ -36,7 +36,7 @@ TEXTS_AT_ONCE, IMAGES_AT_ONCE, QUERIES_AT_ONCE = 64, 16, 64
 FETCHES_AT_ONCE = 8
 FETCH_S = 5.0  # for one image by URL, redirects and tries again included
 # Rows asked for are rounded up to these times a power of two, so that requests of about as many are searched together.
-ROUNDED_FROM = 10
+ROUNDED_FROM, ROUNDED_TO = 10, 160  # more rows cost more than searching together wins
 SPARE_FACTOR, SPARE_ROWS = 3, 50  # candidates for each row wanted where some will be left out, and beside them
 FEW_ROWS = 200  # whose columns are looked up in less time than handing over to a thread takes
 NOTHING = np.empty(0, np.int64)
@@ -217,11 +217,10 @@ class Desk:
 
     async def found(self, snapshot: Snapshot, vector: Vector, asked: Asked) -> Found:
         """Search for one query, together with others that are waiting: D and I (k,), NO_ID left out."""
-        most = snapshot.index.card.ntotal
         rounded = ROUNDED_FROM
         while rounded < asked.k:
-            rounded *= 2
-        k = max(1, min(rounded, most, MOST_FOUND))
+            rounded = 2 * rounded if asked.k <= ROUNDED_TO else asked.k
+        k = max(1, min(rounded, snapshot.index.card.ntotal, MOST_FOUND))
         scores, numbers = await self.queries((snapshot, vector, replace(asked, k=k)))
         there = int((numbers[: asked.k] != NO_ID).sum())
         return scores[:there], numbers[:there]
