@@ -76,7 +76,7 @@ def test_a_source_that_grows_changes_and_shrinks(corpus: Path):
     assert card.ntotal == 400
     assert keys_in(store) == keys(*range(9), *range(10, 51))
     after = Service(str(store), "t")
-    assert after.index.card.version != before.index.card.version
+    assert after.snapshot.version != before.snapshot.version
     for row in range(72, 80):
         with pytest.raises(QueryError):
             after.vector_of_row(f"row-{row:05d}")
@@ -87,7 +87,7 @@ def test_a_source_that_grows_changes_and_shrinks(corpus: Path):
     (hit,) = after.search(after.embed_image(encoded(59)), 1).hits
     assert (hit.id, hit.score > 0.99) == ("row-00059", True)  # taken over, and right
     assert before.refresh()
-    assert before.index.card.version == after.index.card.version
+    assert before.snapshot.version == after.snapshot.version
     assert verify(VerifyConfig(store=str(store))).faults == ()
     assert vacuum(VacuumConfig(store=str(store), dry_run=True)) == []
 
