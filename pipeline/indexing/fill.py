@@ -47,7 +47,7 @@ def fill_all(
             fill(*source, group, trained, digest, plan.record.d, place, available_cpus())
             for place, group in groups.items()
         ]
-    return partials + _filled(plan, groups, trained, digest)
+    return partials + (_filled(plan, groups, trained, digest) if groups else [])
 
 
 def _filled(plan: Plan, groups: dict[str, list[Span]], trained: bytes, digest: str) -> list[Partial]:
