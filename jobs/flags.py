@@ -3,10 +3,8 @@
 import argparse
 import tomllib
 from pathlib import Path
-from typing import TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -15,10 +13,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from pipeline.config import Config
+from pipeline.config import ConfigType, said
 from pipeline.errors import InputError
-
-ConfigType = TypeVar("ConfigType", bound=Config)
 
 
 def load(model: type[ConfigType], arguments: list[str], program: str) -> ConfigType:
@@ -59,7 +55,7 @@ def load(model: type[ConfigType], arguments: list[str], program: str) -> ConfigT
     except SettingsError as error:
         raise InputError(str(error)) from error
     except ValidationError as error:
-        raise InputError("; ".join(_say(problem) for problem in error.errors())) from error
+        raise InputError(said(error)) from error
 
 
 def _spelled(argument: str) -> str:
@@ -76,15 +72,3 @@ def _read_toml(file: str) -> dict[str, object]:
         return tomllib.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"--config {file}: {error}") from error
-
-
-def _say(problem: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "config"
-    if problem["type"] == "missing":
-        return f"{where}: wanted a value, got none"
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key"
-    message = problem["msg"].removeprefix("Value error, ")
-    return (
-        f"{where}: {message}" if problem["type"] == "value_error" else f"{where}: {message}, got {problem['input']!r}"
-    )

@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from jobs.flags import ConfigType, load
+from jobs.flags import load
+from pipeline.config import ConfigType
 from pipeline.errors import RunError
 from pipeline.filesystem import storage_named
 

@@ -85,8 +85,11 @@ class Request:
     memory_budget: int | None = None  # bytes on each node, beside the model and Ray's own processes
 
 
-def start_ray() -> None:
+def start_ray(address: str | None = None) -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray on this machine; nothing if connected already.
+
+    Args:
+        address: of a cluster, in place of RAY_ADDRESS.
 
     Raises:
         InputError: an environment variable is set that lets Parquet files run code, or there is no such cluster.
@@ -95,13 +98,13 @@ def start_ray() -> None:
     if unsafe:
         raise InputError(f"environment: {', '.join(unsafe)} lets Parquet files run code; unset it")
     if not ray.is_initialized():
-        options = {} if os.environ.get("RAY_ADDRESS") else _local_options()
+        address = address or os.environ.get("RAY_ADDRESS")
+        options = _local_options() if address is None else {"address": address}
         ours = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(log_to_driver=True, logging_level=logging.WARNING, **options)
         except ConnectionError as error:
-            address = os.environ.get("RAY_ADDRESS", "this machine")
-            raise InputError(f"Ray at {address} cannot be reached: {error}") from error
+            raise InputError(f"Ray at {address or 'this machine'} cannot be reached: {error}") from error
         if callable(ours) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)  # Ray's own aborts the process after three seconds
     context = DataContext.get_current()

@@ -3,8 +3,9 @@
 What a field means is said here, once; the model, not its fields, is what the code passes on.
 """
 
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from pydantic import (
     AliasChoices,
@@ -14,9 +15,12 @@ from pydantic import (
     Field,
     IPvAnyNetwork,
     PositiveInt,
+    ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
+from pipeline.errors import InputError
 from pipeline.schema import Reason
 
 Fit = Literal["pad", "model"]
@@ -33,6 +37,38 @@ class Config(BaseModel):
     """Frozen; unknown keys are refused; the text under a field is its help."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True)
+
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+def checked(model: type[ConfigType], fields: Mapping[str, object]) -> ConfigType:
+    """Build a config from fields.
+
+    Raises:
+        InputError: an unknown key, a missing or malformed value; in one line, all of them.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise InputError(said(error)) from error
+
+
+def said(error: ValidationError) -> str:
+    """Put into one line what is wrong with fields."""
+    return "; ".join(_said(problem) for problem in error.errors())
+
+
+def _said(problem: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "config"
+    if problem["type"] == "missing":
+        return f"{where}: wanted a value, got none"
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: unknown key"
+    message = problem["msg"].removeprefix("Value error, ")
+    return (
+        f"{where}: {message}" if problem["type"] == "value_error" else f"{where}: {message}, got {problem['input']!r}"
+    )
 
 
 class SourceConfig(Config):
@@ -146,8 +182,8 @@ class RunConfig(WriterConfig):
         return None if self.deadline is None else self.deadline.total_seconds()
 
 
-class EmbedConfig(RunConfig):
-    """Embed every image of a source: python -m jobs.embed."""
+class ModelConfig(Config):
+    """Which vectors: a checkpoint, and what it is given."""
 
     model: str
     """A folder, architecture/tag, org/name or hf-hub:org/name[@revision] of an OpenCLIP checkpoint."""
@@ -155,10 +191,15 @@ class EmbedConfig(RunConfig):
     """SHA-256 that the weights file must have, or its first digits."""
     allow_pickle_weights: bool = False
     """Take a PyTorch pickle where a checkpoint has no safetensors; its maker can do harm with it."""
-    source: SourceConfig
-    fetch: FetchConfig = FetchConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
     encode: EncodeConfig = EncodeConfig()
+
+
+class EmbedConfig(ModelConfig, RunConfig):
+    """Embed every image of a source: python -m jobs.embed."""
+
+    source: SourceConfig
+    fetch: FetchConfig = FetchConfig()
     unit_rows: PositiveInt = 8192
     """Rows planned, written and committed together; what a crash costs, and one receipt each."""
     memory_budget: ByteSize | None = None

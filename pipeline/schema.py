@@ -32,6 +32,12 @@ KNOWN = "_known"  # the vector, float32 as bytes, that an earlier state of the s
 PIXELS = "_pixels"  # uint8, (3, height, width) flattened
 ENCODER = "_encoder"  # device, precision and versions that a vector was computed with
 
+# In results of a search, before the source's own columns.
+SIMILARITY = "similarity"  # inner product of unit vectors: 1 is the same direction
+QUERY = "_query"  # the number of the query, where there are several
+RECIPROCAL_RANK = "reciprocal_rank"  # of lists that were fused
+RESULTS = (ROW_ID, SOURCE_ID, SIMILARITY, QUERY, RECIPROCAL_RANK, VECTOR)
+
 UNREADABLE = "unreadable"  # in place of a reason, in a row that stands for all others of a unit: it cannot be read
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"

@@ -95,9 +95,10 @@ class Store:
         """Name the folders right below a folder; none if it does not exist."""
         return sorted(name for name, size in self._entries(self.path(folder)).items() if size is None)
 
-    def files_at_root(self) -> dict[str, int]:
-        """List the files right below the root: bytes by name."""
-        return {name: size for name, size in self._entries(self.root).items() if size is not None}
+    def files_in(self, folder: str) -> dict[str, int]:
+        """List the files right below a folder, or the root (""): bytes by name; none if it does not exist."""
+        path = self.path(folder).rstrip("/")
+        return {name: size for name, size in self._entries(path).items() if size is not None}
 
     def _entries(self, path: str) -> dict[str, int | None]:
         """List a folder: bytes of files, None for folders."""

@@ -102,7 +102,7 @@ def survey(source: SourceConfig, known: Mapping[str, Shard] | None = None) -> Su
         InputError: no shard, no row, a shard that cannot be read where the source does not skip those, a missing column
             or one of the wrong type.
     """
-    listed = sorted(_list_shards(source), key=lambda shard: shard[0])
+    listed = sorted(list_shards(source), key=lambda shard: shard[0])
     known = known or {}
     is_same = [_is_as_known(source, known.get(url), fingerprint) for url, _, fingerprint in listed]
     same = [place for place, as_known in zip(listed, is_same, strict=True) if as_known]
@@ -134,13 +134,12 @@ def survey(source: SourceConfig, known: Mapping[str, Shard] | None = None) -> Su
     return found
 
 
-def cut(shards: tuple[Shard, ...], unit_rows: int) -> list[Unit]:
-    """Cut shards into units of whole row groups, each of at most ``unit_rows`` rows where row groups allow it."""
-    return [unit for shard in shards for unit in _cut_shard(shard, unit_rows)]
+def list_shards(source: SourceConfig) -> Iterator[tuple[str, int, str]]:
+    """Yield (url, bytes, fingerprint) of every Parquet file that the source's path means.
 
-
-def _list_shards(source: SourceConfig) -> Iterator[tuple[str, int, str]]:
-    """Yield (url, bytes, fingerprint) of every Parquet file that the source's path means."""
+    Raises:
+        InputError: a path cannot be listed, means no file, or one that another means too.
+    """
     seen = set()
     for path in (source.path,) if isinstance(source.path, str) else source.path:
         filesystem, root = filesystem_of(path)
@@ -156,6 +155,11 @@ def _list_shards(source: SourceConfig) -> Iterator[tuple[str, int, str]]:
                 raise InputError(f"source {source.name}: {url} is named twice")
             seen.add(url)
             yield url, int(entry["size"]), fingerprint(entry)
+
+
+def cut(shards: tuple[Shard, ...], unit_rows: int) -> list[Unit]:
+    """Cut shards into units of whole row groups, each of at most ``unit_rows`` rows where row groups allow it."""
+    return [unit for shard in shards for unit in _cut_shard(shard, unit_rows)]
 
 
 def _expand(filesystem: Any, root: str) -> dict[str, dict[str, Any]]:  # fsspec is untyped

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from pipeline import model
-from pipeline.config import EmbedConfig, PreprocessConfig
+from pipeline.config import EmbedConfig, ModelConfig, PreprocessConfig
 from pipeline.embedding.decode import check_formats
 from pipeline.embedding.plan import Survey
 from pipeline.errors import InputError
@@ -36,7 +36,7 @@ class Space:
     name: str
 
 
-def space_of(config: EmbedConfig) -> Space:
+def space_of(config: ModelConfig) -> Space:
     """Find the checkpoint and say what its vectors will be comparable with.
 
     Raises:

@@ -34,6 +34,7 @@ from pipeline.embedding.read import UnitSource
 from pipeline.embedding.receipts import Ledger
 from pipeline.embedding.record import agreed, new_record, space_of, table_name
 from pipeline.embedding.shards import read_shards, write_shards
+from pipeline.embedding.sources import remember_source
 from pipeline.errors import IncompleteError, InputError
 from pipeline.lease import Lease
 from pipeline.metrics import Metrics
@@ -154,7 +155,7 @@ def _embed_units(job: Job, pending: list[Unit], left_out: dict[str, NDArray[np.i
     compute.start_ray()
     job.run.cluster = compute.totals()
     pools = pools_for(config, record, job.found)
-    store.replace_json(f"sources/{config.source.name}.json", config.source.model_dump(mode="json"))
+    remember_source(store, config.source)
     store.replace_json(f"{job.folder}/config.json", config.model_dump(mode="json"))
     if is_new:
         write_record(store, job.table, record, job.run.versions)

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import quote, urljoin, urlsplit
 from weakref import WeakValueDictionary
 
 import httpcore
 
-import pipeline
 from pipeline.schema import Reason, RejectedRowError
 
 PORTS = {"http": 80, "https": 443}
@@ -133,7 +133,7 @@ class Web:
                 "read": self.spec.timeout_s,
                 "pool": self.spec.timeout_s,
             }
-            headers = [("User-Agent", f"rayclip/{pipeline.__version__}"), ("Accept", "image/*, */*;q=0.5")]
+            headers = [("User-Agent", f"rayclip/{version('rayclip')}"), ("Accept", "image/*, */*;q=0.5")]
             with self._pool.stream("GET", target, headers=headers, extensions={"timeout": timeouts}) as response:
                 fields = {name.lower(): value.decode("latin-1") for name, value in response.headers}
                 if response.status in REDIRECTS and b"location" in fields:

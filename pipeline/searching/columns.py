@@ -78,6 +78,13 @@ class Columns:
         named = self.rows(suspects, [schema.ROW_ID])
         return [number for number, row in zip(suspects, named, strict=True) if row[schema.ROW_ID] == row_id]
 
+    def numbers_of_all(self, row_ids: pa.ChunkedArray) -> NDArray[np.int64]:
+        """Find the vector ids of many rows, ascending; those that there are not, have none."""
+        suspects = np.sort(self.numbers[np.isin(self.hashes, _hashed(row_ids.to_pylist()))].astype(np.int64))
+        named = self.take(suspects, [schema.ROW_ID])[schema.ROW_ID]
+        is_wanted = pc.is_in(named, row_ids.cast(named.type).combine_chunks())
+        return np.asarray(suspects[is_wanted.to_numpy()])
+
 
 def open_columns(store: Store, index: OpenIndex, record: TableRecord) -> Columns:
     """Map the columns of a version, after copying them where this machine has not done so yet."""

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from dataclasses import replace
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
@@ -17,7 +18,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-import pipeline
 from pipeline.serving import clip_retrieval_api, embeddings_api, native_api
 from pipeline.serving.desk import Desk
 from pipeline.serving.gate import Gate, GateSpec, problem_body, problem_headers
@@ -43,7 +43,7 @@ MAX_SAID = 1000  # characters of an error, which may quote what was sent
 
 def build_api(desk: Desk, spec: GateSpec) -> ASGIApp:
     """Put the application together."""
-    api = FastAPI(title="rayclip", version=pipeline.__version__, docs_url=None, redoc_url=None)
+    api = FastAPI(title="rayclip", version=version("rayclip"), docs_url=None, redoc_url=None)
     api.state.desk = desk
     for part in (native_api, embeddings_api, clip_retrieval_api):
         api.include_router(part.router)

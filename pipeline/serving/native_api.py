@@ -4,13 +4,13 @@ Routes are documented by their models (pipeline/serving/requests.py); errors are
 """
 
 import asyncio
+from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Path, Query, Request, UploadFile
 from pydantic import ValidationError
 from starlette.responses import Response
 
-import pipeline
 from pipeline.indexing.index import MOST_FOUND
 from pipeline.searching.filter import Filter
 from pipeline.serving.desk import Answered, Desk
@@ -190,7 +190,7 @@ async def info(desk: TheDesk) -> Info:
         image_urls=desk.config.image_urls,
         timeout_ms=round(desk.config.timeout_s * 1e3),
     )
-    return Info(version=pipeline.__version__, tables=tables, limits=limits)
+    return Info(version=version("rayclip"), tables=tables, limits=limits)
 
 
 @router.get("/livez")

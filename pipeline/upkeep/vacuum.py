@@ -114,6 +114,6 @@ def _waste(store: Store, table: str, config: VacuumConfig) -> Iterator[Waste]:
         yield Waste(f"{publish.index_folder(table)}/{path}", size, "of an index build that did not end")
     yield from old_versions(store, table, config.keep_versions)
     yield from old_runs(store, table, config.keep_runs)
-    for name, size in store.files_at_root().items():
+    for name, size in store.files_in("").items():
         if name.startswith(PROBE):
             yield Waste(name, size, "left by a test whether the store can be written")
