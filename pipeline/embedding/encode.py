@@ -146,6 +146,8 @@ class Encode:
 
     def encode_texts(self, texts: list[str], *, normalised: bool = True) -> NDArray[np.float32]:
         """Encode texts to vectors (n, d) likewise, by the checkpoint's own tokenizer and text tower."""
+        if not texts:
+            return np.empty((0, self.d), np.float32)
         with torch.inference_mode():
             tokens = self.tokenizer(texts).to(self.device)
             return self._vectors(encode_text(self.model, tokens), normalised)
