@@ -419,3 +419,44 @@ class ServeConfig(SearchConfig):
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas: wanted {self.replicas} at least")
         return self
+
+
+class EvaluateConfig(SearchConfig):
+    """Measure what a table finds, and hold it to floors: python -m jobs.evaluate."""
+
+    golden: str | None = None
+    """Parquet of golden queries: query_id, one of query_text, query_image and query_vector, relevant_id, and perhaps
+    relevance_grade."""
+    captions: str | None = None
+    """A column of captions: pictures are found by them, and they by pictures."""
+    k: int = Field(default=10, ge=1, le=10_000, validation_alias=AliasChoices("k"))
+    """How many rows a query finds."""
+    cohorts: tuple[str, ...] = ()
+    """Columns of the golden queries to state results by."""
+    floor: tuple[str, ...] = ()
+    """What must be reached, as recall@10=0.9, or of captions text_to_image@5=0.7; else the status is 3."""
+    floor_of: Literal["indexed", "exact"] = "indexed"
+    """Whether floors hold for what the index finds, or for an exact search."""
+    seed: int = 0
+    """Of the intervals."""
+    json_output: bool = Field(default=False, validation_alias=AliasChoices("json"))
+    """Print JSON in place of a table."""
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """The floors by metric."""
+        return {metric: float(value) for metric, _, value in (floor.partition("=") for floor in self.floor)}
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if self.golden is None and self.captions is None:
+            raise ValueError("wanted --golden, --captions, or both")
+        for floor in self.floor:
+            metric, _, value = floor.partition("=")
+            try:
+                is_share = 0.0 <= float(value) <= 1.0
+            except ValueError:
+                is_share = False
+            if "@" not in metric or not is_share:
+                raise ValueError(f"floor: wanted metric@k=0.9 or the like, got {floor!r}")
+        return self

@@ -20,7 +20,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import compute
+from pipeline.analysis.evaluate import Evaluation, Way, compare
+from pipeline.analysis.golden import read_golden
+from pipeline.analysis.quality import caption_quality, class_quality, golden_quality
+from pipeline.analysis.retrieval import Retrieval
 from pipeline.analysis.sheet import contact_sheet
+from pipeline.analysis.significance import Difference
+from pipeline.analysis.zero_shot import TEMPLATES, ZeroShot
 from pipeline.config import (
     BackfillConfig,
     IndexConfig,
@@ -36,6 +42,7 @@ from pipeline.indexing.publish import Card, read_card, read_current
 from pipeline.searching.catalog import Catalog
 from pipeline.searching.encoder import Picture, Vectors
 from pipeline.searching.nearest import Kind, Nearest
+from pipeline.searching.opened import OpenTable
 from pipeline.searching.query import Search, Surroundings
 from pipeline.searching.relations import REJECTS, relation, source_relation
 from pipeline.searching.sql import run_sql
@@ -308,6 +315,81 @@ class Session:
             InputError: it is no SELECT, or asks for what there is not or what it may not.
         """
         return run_sql(statement, parameters, partial(relation, self.store), self._embed_texts, self._search_of)
+
+    def evaluate(
+        self,
+        golden: Any,
+        table: str | None = None,
+        *,
+        k: int = 10,
+        cohorts: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Evaluation:
+        """Ask golden queries, by an exact search and by the index, and measure both.
+
+        Args:
+            golden: a path or URL of Parquet, an Arrow table, a DataFrame or a list of dicts: ``query_id``; one of
+                ``query_text``, ``query_image``, ``query_vector``; ``relevant_id``; and perhaps ``relevance_grade``.
+            table: its name, or its source's; None: the store's only one.
+            k: at which metrics are cut.
+            cohorts: columns of the golden queries to state results by.
+
+        Raises:
+            InputError: the golden queries cannot be used; a query cannot be encoded, or is of another space.
+        """
+        return golden_quality(self._opened(table), read_golden(golden, cohorts), k, seed)
+
+    def compare(
+        self, tables: Sequence[str], golden: Any, *, k: int = 10, way: Way = "indexed", seed: int = 0
+    ) -> dict[str, dict[str, Difference]]:
+        """Compare tables on the same golden queries with the first of them: by table, the differences by metric.
+
+        Args:
+            way: whether what the indexes find is compared, or exact searches.
+
+        Raises:
+            InputError: as `evaluate` says, or there is nothing to compare.
+        """
+        if len(tables) < 2:
+            raise InputError(f"compare: wanted a baseline and another table, got {list(tables)}")
+        asked = read_golden(golden)
+        baseline, *others = (golden_quality(self._opened(table), asked, k, seed) for table in tables)
+        return dict(zip(tables[1:], compare(baseline, others, way, seed), strict=True))
+
+    def evaluate_retrieval(self, captions: str, table: str | None = None) -> Retrieval:
+        """Find a table's pictures by their captions, and captions by pictures: recall at 1, 5 and 10.
+
+        Args:
+            captions: the column; pictures of equal captions share it.
+
+        Raises:
+            InputError: there is no such column, or no caption in it.
+        """
+        return caption_quality(self._opened(table), captions)
+
+    def evaluate_zero_shot(
+        self,
+        labels: str,
+        table: str | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+        templates: Sequence[str] = TEMPLATES,
+    ) -> ZeroShot:
+        """Classify a table's pictures by the names of classes alone.
+
+        Args:
+            labels: the column with the class of each row.
+            classes: None: all that the column has.
+            templates: prompts, with {} where a class's name goes.
+
+        Raises:
+            InputError: there is no such column, or no row of these classes.
+        """
+        return class_quality(self._opened(table), labels, classes, templates)
+
+    def _opened(self, table: str | None) -> OpenTable:
+        name = find_table(self.store, None) if table is None else self._catalog.table_of(table)
+        return self._catalog.open(name)
 
     def _common(self) -> dict[str, Any]:
         return {"store": self.store.url, "allow_pickle_weights": self._catalog.allow_pickle_weights}

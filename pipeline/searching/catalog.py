@@ -28,7 +28,7 @@ class Catalog:
         allow_pickle_weights: as in the embed job.
     """
 
-    def __init__(self, store: Store, models: Mapping[str, str], *, allow_pickle_weights: bool) -> None:
+    def __init__(self, store: Store, models: Mapping[str, str], *, allow_pickle_weights: bool = False) -> None:
         self.store = store
         self.models = models
         self.allow_pickle_weights = allow_pickle_weights

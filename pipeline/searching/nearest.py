@@ -57,7 +57,7 @@ class Nearest:
                 fit the columns.
         """
         table = self.table()
-        xq, own = self._vectors(table)
+        xq, own = self.vectors(table), self._own(table)
         if not len(xq) or self.k == 0:
             return [table.rows(np.empty(0, np.int64), np.empty(0, np.float32), named, others=others)] * len(xq)
         # A row that is asked for is its own best hit: it is left out, and one more is looked for.
@@ -94,23 +94,31 @@ class Nearest:
             f"by {self.kind}, {how}{conditions}{least}"
         )
 
-    def _vectors(self, table: OpenTable) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Give the queries' vectors (n, d) of norm 1, and the vector ids of those that are rows."""
-        own = np.full(len(self.queries), NO_ID, np.int64)
+    def vectors(self, table: OpenTable) -> NDArray[np.float32]:
+        """Give the queries' vectors (n, d) of norm 1.
+
+        Raises:
+            InputError: one cannot be encoded, or is of another space.
+        """
         if self.kind == "text":
-            return table.encoder.texts([str(text) for text in self.queries]), own
+            return table.encoder.texts([str(text) for text in self.queries])
         if self.kind == "image":
-            return table.encoder.images(list(self.queries)), own  # type: ignore[arg-type]  # it checks them
+            return table.encoder.images(list(self.queries))  # type: ignore[arg-type]  # it checks them
         if self.kind == "row_id":
-            own = np.array([table.number_of(str(row_id)) for row_id in self.queries], np.int64)
-            rows = [table.index.vector(int(number)) for number in own]
-            return np.stack(rows) if rows else np.empty((0, table.record.d), np.float32), own
+            rows = [table.index.vector(int(number)) for number in self._own(table)]
+            return np.stack(rows) if rows else np.empty((0, table.record.d), np.float32)
         vectors = np.asanyarray(self.queries, np.float32)  # of a class of ours they know their space
         check_comparable(vectors, table.record, table.name)
         norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
         if not (np.isfinite(norms).all() and (norms > 0).all()):
             raise InputError("query: a vector is zero or not finite")
-        return np.asarray(vectors / norms, np.float32), own
+        return np.asarray(vectors / norms, np.float32)
+
+    def _own(self, table: OpenTable) -> NDArray[np.int64]:
+        """Give the vector ids of the queries that are rows."""
+        if self.kind != "row_id":
+            return np.full(len(self.queries), NO_ID, np.int64)
+        return np.array([table.number_of(str(row_id)) for row_id in self.queries], np.int64)
 
 
 def _ordered(rows: pa.Table) -> pa.Table:

@@ -75,6 +75,23 @@ class OpenTable:
                 return number
         raise InputError(f"row {row_id!r}: not in table {self.name}, index {self.index.card.version}")
 
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """The vector ids of all rows that can be found."""
+        live = self.index.index.live
+        return np.arange(self.index.card.end) if live is None else live.ids
+
+    def column(self, name: str, numbers: NDArray[np.int64]) -> pa.ChunkedArray:
+        """Give one column of the source by vector id.
+
+        Raises:
+            InputError: there is no such column.
+        """
+        if name not in self.types:
+            raise InputError(f"table {self.name}: no column {name!r}; there are {', '.join(self.types)}")
+        place = self.columns if name in self.columns.types else self.originals
+        return place.take(numbers, [name])[name]
+
     def rows(
         self, numbers: NDArray[np.int64], scores: NDArray[np.float32], named: Collection[str], *, others: bool
     ) -> pa.Table:
