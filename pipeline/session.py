@@ -120,16 +120,17 @@ class Session:
     def add_source(
         self,
         name: str,
-        path: str | Sequence[str],
+        url: str | Sequence[str],
         *,
         image_column: str = "image",
         key: str | None = None,
         keep: Sequence[str] = (),
         **options: Any,  # of SourceConfig
     ) -> SourceConfig:
-        """Name a source: a folder, glob or Parquet file, or a list of them, on any filesystem.
+        """Name a source.
 
         Args:
+            url: a folder, glob or Parquet file, or a list of them, on any filesystem.
             key: a column that is unique and without nulls; None: shard and row number.
             keep: columns that tables of it carry beside the vectors, which conditions are fastest on.
             options: others of the embed job's ``source``.
@@ -137,7 +138,7 @@ class Session:
         Raises:
             InputError: there are no such files, or an option is none.
         """
-        fields = {"name": name, "path": path, "image_column": image_column, "key_column": key, "keep_columns": keep}
+        fields = {"name": name, "path": url, "image_column": image_column, "key_column": key, "keep_columns": keep}
         source = checked(SourceConfig, {**fields, **options})
         source_relation(source)
         write_source(self.store, source)

@@ -49,7 +49,7 @@ class Catalog:
         source = read_source(self.store, name)
         if source is None:
             known = ", ".join(source_names(self.store)) or "none"
-            raise InputError(f"source {name!r}: the store knows {known}; name it with add_source(name, path)")
+            raise InputError(f"source {name!r}: the store knows {known}; name it with add_source(name, url)")
         return source
 
     def relation(self, name: str) -> ds.Dataset:

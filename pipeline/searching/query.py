@@ -121,12 +121,14 @@ class Search:
             relation, said = partial(ds.dataset, rows), f"{rows.num_rows} rows"
         return self._then(join_rows(lambda key, values: _having(relation(), key, values), said, on, columns, how))
 
-    def select(self, *columns: str, **expressions: str) -> "Search":
+    def select(self, *columns: str | Sequence[str], **expressions: str) -> "Search":
         """Keep these columns, in this order, then SQL expressions by name; of bytes and vectors only those named here.
 
-        ``vector`` is the row's own.
+        Args:
+            columns: names, or lists of them. ``vector`` is the row's own.
         """
-        return self._then(select_columns(columns, expressions))
+        names = [name for column in columns for name in ([column] if isinstance(column, str) else column)]
+        return self._then(select_columns(names, expressions))
 
     def annotate(
         self, name: str, by: Callable[[pa.Table], Values] | str, *, columns: Sequence[str] | None = None

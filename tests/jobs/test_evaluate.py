@@ -43,7 +43,13 @@ def test_what_was_measured_is_kept_with_the_run(demo_store: str, golden: Path, r
 
 def test_a_floor_that_is_missed_ends_with_status_3_and_is_kept(demo_store: str, golden: Path, run_job: Callable):
     done = run_job(
-        "jobs.evaluate", "--store", demo_store, "--golden", str(golden), "--floor", '["recall@10=0.1", "precision@10=1.0"]'
+        "jobs.evaluate",
+        "--store",
+        demo_store,
+        "--golden",
+        str(golden),
+        "--floor",
+        '["recall@10=0.1", "precision@10=1.0"]',
     )
     assert done.returncode == 3
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("jobs.evaluate:")]

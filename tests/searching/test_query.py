@@ -179,7 +179,7 @@ def test_limit_and_offset_count_rows_as_they_are(db: Session, oracle: Oracle, st
 
 
 def test_select_keeps_columns_in_order_and_computes_others(db: Session, oracle: Oracle, star: np.ndarray):
-    found = db.search("figures", query=star, k=6).select("width", "_row_id", area="width * height").run()
+    found = db.search("figures", query=star, k=6).select(["width", "_row_id"], area="width * height").run()
     assert found.column_names == ["width", "_row_id", "area"]
     wanted = oracle.found(star, 6)
     assert found["area"].to_pylist() == list(wanted["width"] * wanted["height"])
