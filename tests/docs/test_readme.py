@@ -27,6 +27,7 @@ MODELS = {
     "jobs.verify": config.VerifyConfig,
     "jobs.vacuum": config.VacuumConfig,
     "jobs.redrive": config.RedriveConfig,
+    "jobs.evaluate": config.EvaluateConfig,
 }
 
 

@@ -1,12 +1,14 @@
 """The example notebooks, executed from top to bottom: on this machine, and on a cluster with an object store."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -69,7 +71,9 @@ def test_notebooks_are_kept_without_outputs(path: Path):
 @pytest.fixture
 def cluster(s3: str) -> Iterator[str]:
     """A Ray that was started beside the notebook; it sees the object store's address. Gives its own."""
-    port = 6391
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", f"--port={port}", "--num-cpus=4"]
     command += ["--include-dashboard=false", "--object-store-memory=268435456", "--disable-usage-stats", "--block"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -78,8 +82,9 @@ def cluster(s3: str) -> Iterator[str]:
         if "Ray runtime started" in line:
             break
     yield f"127.0.0.1:{port}"
-    head.terminate()
-    head.wait(60)
+    for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
+        process.kill()
+    head.wait(30)
 
 
 def test_the_same_notebook_runs_on_a_cluster_with_an_object_store(s3: str, cluster: str, figures: str):
