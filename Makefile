@@ -20,8 +20,9 @@ quickstart: .venv/ready  ## draw the demo, embed it, index it, search it
 	$(BIN)/python -m jobs.build_index --store out/demo/store
 	$(BIN)/python -m jobs.demo.show --store out/demo/store --sheet out/demo/hits.png
 
+# Two processes, whatever the machine: tests are made for two cores, and each process has a Ray of its own.
 test: .venv/ready  ## all tests, offline and without a GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 lint: .venv/ready  ## format, style, types, layers
 	$(BIN)/ruff format --check .

@@ -98,7 +98,7 @@ def start_ray(address: str | None = None) -> None:
     if unsafe:
         raise InputError(f"environment: {', '.join(unsafe)} lets Parquet files run code; unset it")
     if not ray.is_initialized():
-        address = address or os.environ.get("RAY_ADDRESS")
+        address = address or os.environ.get("RAY_ADDRESS") or None  # which may be set to nothing
         options = _local_options() if address is None else {"address": address}
         ours = signal.getsignal(signal.SIGTERM)
         try:

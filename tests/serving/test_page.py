@@ -543,6 +543,7 @@ def test_a_key_in_the_address_opens_the_page(
     page = opened(site=locked.url.replace("//", "//any:a-key@"))
     ask(page, "a star")
     assert len(shown(page)) == 20
+    page.wait_for_load_state("networkidle")  # the server goes before the page does
 
 
 def test_a_table_that_is_chosen_is_asked_and_is_in_the_link(opened: Open, endpoint: Served):
