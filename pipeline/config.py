@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import InputError
-from pipeline.schema import Reason
+from pipeline.schema import ROW_ID, VECTOR, Reason
 
 Fit = Literal["pad", "model"]
 Decode = Literal["exact", "scaled"]
@@ -459,4 +459,104 @@ class EvaluateConfig(SearchConfig):
                 is_share = False
             if "@" not in metric or not is_share:
                 raise ValueError(f"floor: wanted metric@k=0.9 or the like, got {floor!r}")
+        if len(self.floors) < len(self.floor):
+            raise ValueError(f"floor: wanted each metric once, got {list(self.floor)}")
+        return self
+
+
+class VectorsConfig(SourceConfig):
+    """Where vectors are that were made elsewhere: rows of an id and a vector."""
+
+    image_column: str = ROW_ID
+    """Names the picture of a row, for people to look at; by default its id does."""
+    key_column: str = ROW_ID
+    """Unique and without nulls: what _row_id says."""
+
+
+class ImportConfig(RunConfig):
+    """Make a table of vectors that were made elsewhere; nothing is encoded."""
+
+    source: VectorsConfig
+    dimensions: PositiveInt
+    """Numbers in each vector; those of another width are refused."""
+    layout: Literal["parquet", "clip-retrieval"] = "parquet"
+    """parquet: vectors are a column; clip-retrieval: in img_emb/*.npy, and source.path has metadata/*.parquet."""
+    vector_column: str = VECTOR
+    """Lists of numbers, of any norm."""
+    model: str | None = None
+    """The checkpoint that made the vectors, as the embed job takes it: then texts and pictures are encoded for them."""
+    label: str | None = Field(default=None, min_length=1)
+    """What the vectors were made by, where there is no such checkpoint: those of one label and width can be compared;
+    None: only those of this source."""
+    expected_sha256: str | None = Field(default=None, pattern=r"^[0-9A-Fa-f]{8,64}$")
+    """As in the embed job."""
+    allow_pickle_weights: bool = False
+    """As in the embed job."""
+    preprocess: PreprocessConfig = PreprocessConfig()
+    """How the vectors' pictures were fitted, where there is a model."""
+    fetch: FetchConfig = FetchConfig()
+    """Where pictures may be read from that the vectors' files name."""
+    unit_rows: PositiveInt = 8192
+    """Rows planned, written and committed together."""
+    max_reject_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
+    """More rejects than this share of the rows end the run with status 3."""
+
+    @model_validator(mode="after")
+    def _made_by_one(self) -> Self:
+        if self.model is not None and self.label is not None:
+            raise ValueError("wanted model, a checkpoint, or label, a name for what is none; not both")
+        return self
+
+
+class ManifestConfig(Config):
+    """Make pictures that do not lie in Parquet a source, without copying them: python -m jobs.manifest."""
+
+    store: str
+    """The folder or URL below which everything is kept."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The source's."""
+    path: str
+    """The folder or URL prefix that the pictures are in; of tars, that, a glob, or one of them."""
+    kind: Literal["folder", "webdataset"] = "folder"
+    """folder: files, labelled by the folders they are in; webdataset: tars of pictures with their .txt and .json."""
+    json_fields: tuple[str, ...] | None = None
+    """Fields of .json that become columns, as text; None: those that the first tar has."""
+    bad_shards: Literal["error", "skip"] = "error"
+    """What a tar means that cannot be read, or holds what no webdataset does: the end of the run, or that it is left
+    out, named, and the exit is 3."""
+    threads: PositiveInt = 16
+    """Tars read at a time."""
+
+
+class DedupConfig(RunConfig):
+    """Find rows that show the same picture, and choose which of them to keep: python -m jobs.dedup."""
+
+    stages: tuple[Literal["exact", "perceptual", "embedding"], ...] = ("exact", "perceptual", "embedding")
+    """exact: equal bytes; perceptual: pictures that look alike at a small size, also mirrored, turned or cut a little;
+    embedding: vectors that are near each other."""
+    threshold: float = Field(default=0.95, gt=0.0, lt=1.0)
+    """Similarity of two vectors from which on they may be of one picture."""
+    confirm_below: float = Field(default=0.999, ge=0.0, le=1.0)
+    """Pairs of vectors below this count only where the pictures are alike too, if perceptual is among the stages; 0: all
+    count."""
+    likeness: float = Field(default=0.92, gt=0.0, lt=1.0)
+    """Correlation of two small grey pictures from which on they are one."""
+    hamming: int = Field(default=10, ge=0, le=20)
+    """Bits of 64 in which the hashes of pictures may differ that are compared at all."""
+    max_steps: float = Field(default=1.5, ge=1.0)
+    """How far a row may lie from the middle of its group, in steps as long as the threshold allows: chains are cut."""
+    keep: str = Field(default="largest", pattern=r"^(largest|first|column:.+)$")
+    """Which row of a group stays: largest, by pixels, then bytes; first, in the order of the source; column:NAME, the
+    one with the largest value of a kept column. Of equals the first."""
+    look_below: float = Field(default=0.02, ge=0.0, le=0.2)
+    """How far below the threshold pairs of vectors are still found, for people to look at."""
+    recall_rows: PositiveInt = 1000
+    """Rows, drawn by seed, whose pairs are also searched for exactly, to state how many were found."""
+    seed: int = 0
+    """Of these rows."""
+
+    @model_validator(mode="after")
+    def _stages_are_named_once(self) -> Self:
+        if not self.stages or len(set(self.stages)) < len(self.stages):
+            raise ValueError(f"stages: wanted one at least, and each once, got {list(self.stages)}")
         return self

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from pipeline.analysis.golden import QUERY_ID, Golden
 from pipeline.analysis.metrics import Values, ndcg, precision, recall, reciprocal_rank
-from pipeline.analysis.significance import Difference, Interval, difference, interval
+from pipeline.analysis.significance import Difference, Interval, corrected, difference, interval
 from pipeline.errors import InputError
 from pipeline.indexing.exact import NO_ID
 from pipeline.searching.index import OpenIndex
 
 RECALLS = (1, 3, 5, 10)  # at which recall is stated, beside k
 NAMED = 20  # missing rows that are named
+WAY, NDCG_EXP = "way", "ndcg_exponential"
 Way = Literal["exact", "indexed"]
 
 
@@ -62,6 +63,12 @@ class Evaluation:
     indexed: Scores
 
     @property
+    def per_query(self) -> pa.Table:
+        """Every query twice, with its way of searching."""
+        ways = [(name, scores.per_query) for name, scores in (("exact", self.exact), ("indexed", self.indexed))]
+        return pa.concat_tables([rows.append_column(WAY, pa.repeat(name, rows.num_rows)) for name, rows in ways])
+
+    @property
     def index_loss(self) -> dict[str, float]:
         """Say by metric how much the index loses of what the model's vectors would find."""
         return {name: self.exact.mean[name].mean - value.mean for name, value in self.indexed.mean.items()}
@@ -85,8 +92,16 @@ class Evaluation:
         return {**fields, "missing_ids": list(self.missing_ids), **ways, "index_loss": self.index_loss}
 
 
+def metric_names(k: int) -> tuple[str, ...]:
+    """Name what is measured, in the order in which it is stated."""
+    return (*(f"recall@{at}" for at in _cuts(k)), *(f"{name}@{k}" for name in ("precision", "mrr", "ndcg", NDCG_EXP)))
+
+
 def evaluate(golden: Golden, xq: NDArray[np.float32], index: OpenIndex, k: int = 10, seed: int = 0) -> Evaluation:
     """Search for every golden query both ways, and measure what comes.
+
+    By the index, every metric is of a search for as many rows as it is cut at: a search for 100 looks through more
+    lists, and its first 10 would flatter what a search for 10 finds.
 
     Args:
         xq: the queries' vectors (n, d) of norm 1.
@@ -94,13 +109,19 @@ def evaluate(golden: Golden, xq: NDArray[np.float32], index: OpenIndex, k: int =
         seed: of the intervals.
 
     Raises:
-        InputError: as many vectors as queries were wanted, and a k from 1 on.
+        InputError: as many vectors as queries were wanted, a k from 1 on, or cohorts of other names.
     """
     if len(xq) != len(golden) or k < 1:
         raise InputError(f"evaluate: wanted {len(golden)} vectors and k from 1 on, got {len(xq)} and {k}")
-    held = _held(golden, index)
-    wanted = {row_id for relevant in golden.relevant for row_id in relevant}
-    missing = sorted(wanted - held)
+    if taken := {QUERY_ID, WAY, *metric_names(k)} & set(golden.cohorts):
+        raise InputError(f"evaluate: a cohort cannot be called {', '.join(sorted(taken))}")
+    relevant = golden.relevant
+    numbers = _numbers({row_id for rows in relevant for row_id in rows}, index)
+    missing = [row_id for rows in relevant for row_id in rows if row_id not in numbers]
+    right = _Right(relevant, numbers, len(index.row_ids))
+    exact = _found(right, xq, index, max(_cuts(k)), exact=True)
+    # Without lists both ways are one.
+    indexed = {at: _found(right, xq, index, at, exact=False) if index.index.nlist else exact for at in _cuts(k)}
     return Evaluation(
         table=index.card.table,
         space=index.card.space,
@@ -108,11 +129,11 @@ def evaluate(golden: Golden, xq: NDArray[np.float32], index: OpenIndex, k: int =
         k=k,
         kind=golden.kind,
         queries=len(golden),
-        relevant=sum(len(relevant) for relevant in golden.relevant),
-        missing=sum(row_id not in held for relevant in golden.relevant for row_id in relevant),
-        missing_ids=tuple(missing[:NAMED]),
-        exact=_scores(golden, _found(golden, xq, index, k, exact=True), k, seed),
-        indexed=_scores(golden, _found(golden, xq, index, k, exact=False), k, seed),
+        relevant=sum(len(rows) for rows in relevant),
+        missing=len(missing),
+        missing_ids=tuple(sorted(set(missing))[:NAMED]),
+        exact=_scores(golden, dict.fromkeys(_cuts(k), exact), k, seed),
+        indexed=_scores(golden, indexed, k, seed),
     )
 
 
@@ -124,7 +145,9 @@ def compare(
     Raises:
         InputError: they are of other queries, or another k.
     """
-    return [_compared(getattr(baseline, way), getattr(other, way), baseline, other, seed) for other in others]
+    found = [_compared(getattr(baseline, way), getattr(other, way), baseline, other, seed) for other in others]
+    by_metric = {name: corrected([each[name] for each in found]) for name in metric_names(baseline.k)}
+    return [{name: differences[number] for name, differences in by_metric.items()} for number in range(len(found))]
 
 
 def _compared(
@@ -138,38 +161,60 @@ def _compared(
     }
 
 
-def _held(golden: Golden, index: OpenIndex) -> set[str]:
-    """Find which of the rows that are right the index can find."""
-    wanted = list({row_id for relevant in golden.relevant for row_id in relevant})
-    kind = index.row_ids.type
-    places = np.flatnonzero(pc.is_in(index.row_ids, value_set=pa.array(wanted, kind)).to_numpy())
+def _cuts(k: int) -> list[int]:
+    return sorted({*RECALLS, k})
+
+
+def _numbers(wanted: set[str], index: OpenIndex) -> dict[str, int]:
+    """Find the vector ids of rows; those that the index cannot find have none."""
+    is_wanted = pc.is_in(index.row_ids, value_set=pa.array(sorted(wanted), index.row_ids.type))
+    numbers = np.flatnonzero(is_wanted.to_numpy())
+    names = index.row_ids.filter(is_wanted).to_pylist()
     live = index.index.live
-    if live is not None:
-        places = places[live.flags[places]]
-    return set(index.row_ids.take(pa.array(places)).to_pylist())
+    return {
+        name: number for name, number in zip(names, numbers.tolist(), strict=True) if live is None or live.flags[number]
+    }
 
 
-def _found(golden: Golden, xq: NDArray[np.float32], index: OpenIndex, k: int, *, exact: bool) -> Values:
-    """Search: the grades (n, depth) of what is found, best first."""
-    depth = max(k, *RECALLS)
+class _Right:
+    """Which vector ids below ``end`` are right for which query, with their grades: one sorted key for each."""
+
+    def __init__(self, relevant: Sequence[dict[str, float]], numbers: dict[str, int], end: int) -> None:
+        held = [
+            (query * end + numbers[row_id], grade)
+            for query, rows in enumerate(relevant)
+            for row_id, grade in rows.items()
+            if row_id in numbers
+        ]
+        held.append((np.iinfo(np.int64).max, 0.0))  # past any other: there is always one to look at
+        keys, grades = zip(*sorted(held), strict=True)
+        self.end, self.keys, self.grades = end, np.array(keys, np.int64), np.array(grades)
+
+    def grades_of(self, numbers: NDArray[np.int64]) -> Values:
+        """Give the grades of what each query found (n, depth); 0 where it is wrong or nothing."""
+        asked = np.arange(len(numbers))[:, None] * self.end + numbers
+        places = np.searchsorted(self.keys, asked)
+        return np.where((self.keys[places] == asked) & (numbers != NO_ID), self.grades[places], 0.0)
+
+
+def _found(right: _Right, xq: NDArray[np.float32], index: OpenIndex, depth: int, *, exact: bool) -> Values:
+    """Search: the grades (n, depth) of what is found, best first; fewer where the index has fewer rows."""
     _, numbers = index.search(xq, depth, exact=exact)
-    names = index.row_ids.take(pa.array(np.where(numbers == NO_ID, 0, numbers).ravel())).to_pylist()
-    found = np.zeros((len(xq), depth))
-    for query, judged in enumerate(golden.grades):
-        for rank, number in enumerate(numbers[query]):
-            if number != NO_ID:
-                found[query, rank] = judged.get(names[query * numbers.shape[1] + rank], 0.0)
-    return found
+    return right.grades_of(numbers)
 
 
-def _scores(golden: Golden, found: Values, k: int, seed: int) -> Scores:
+def _scores(golden: Golden, found: dict[int, Values], k: int, seed: int) -> Scores:
+    """Measure what was found, by how many rows were looked for."""
     judged = [list(relevant.values()) for relevant in golden.relevant]
     relevant = np.array([len(grades) for grades in judged], np.int64)
-    values = {f"recall@{at}": recall(found, relevant, at) for at in sorted({*RECALLS, k})}
-    values[f"precision@{k}"] = precision(found, k)
-    values[f"mrr@{k}"] = reciprocal_rank(found, k)
-    values[f"ndcg@{k}"] = ndcg(found, judged, k)
-    values[f"ndcg_exponential@{k}"] = ndcg(found, judged, k, "exponential")
+    measured = [
+        *(recall(grades, relevant, at) for at, grades in found.items()),
+        precision(found[k], k),
+        reciprocal_rank(found[k], k),
+        ndcg(found[k], judged, k),
+        ndcg(found[k], judged, k, "exponential"),
+    ]
+    values = dict(zip(metric_names(k), measured, strict=True))
     per_query = pa.table({QUERY_ID: golden.query_ids, **golden.cohorts, **values})
     cohorts = {}
     for column, of_queries in golden.cohorts.items():

@@ -1,15 +1,15 @@
 """Golden queries: what is asked, and which rows are right, with grades.
 
-In: Parquet, an Arrow table, a DataFrame of pandas or a list of dicts, one row for every query and relevant row. Out: a
-`Golden`. Whatever is wrong with it is said before any work. Knows no model and no index.
+In: Parquet, a list of dicts, or whatever Arrow makes a table of (pandas, Polars), one row for every query and relevant
+row. Out: a `Golden`. Whatever is wrong with it is said before any work. Knows no model and no index.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -64,10 +64,10 @@ def read_golden(source: Any, cohorts: Sequence[str] = ()) -> Golden:  # any of t
     for name in (QUERY_ID, RELEVANT_ID, *cohorts):
         if name not in rows.column_names:
             raise InputError(f"golden: no column {name!r}; there are {', '.join(rows.column_names)}")
-    ids, relevant = _texts(rows, QUERY_ID), _texts(rows, RELEVANT_ID)
-    if not ids:
+    if not rows.num_rows:
         raise InputError("golden: no queries")
-    queries = _values(rows, column)
+    ids, relevant = _ids(rows, QUERY_ID), _ids(rows, RELEVANT_ID)
+    queries = _queries(rows, column)
     given = _grades(rows)
     kept = {name: ["null" if value is None else str(value) for value in rows[name].to_pylist()] for name in cohorts}
     first: dict[str, int] = {}
@@ -85,25 +85,42 @@ def read_golden(source: Any, cohorts: Sequence[str] = ()) -> Golden:  # any of t
     return Golden(
         query_ids=tuple(first),
         kind=kind,
-        queries=_matrix(chosen) if kind == "vector" else chosen,
+        queries=_matrix(chosen, list(first)) if kind == "vector" else chosen,
         grades=tuple(grades.values()),
         cohorts={name: tuple(values[place] for place in places) for name, values in kept.items()},
     )
 
 
 def _table(source: Any) -> pa.Table:
-    if isinstance(source, pa.Table):
-        return source
-    if isinstance(source, pd.DataFrame):
-        return pa.Table.from_pandas(source, preserve_index=False)
-    if isinstance(source, list):
-        return pa.Table.from_pylist(source)
-    filesystem, path = filesystem_of(str(source))
-    try:
-        with storage_named(lambda: f"golden {source}: "):
-            return pq.read_table(path, filesystem=filesystem)
-    except (*FINAL_ERRORS, pa.ArrowException) as error:
-        raise InputError(f"golden {source}: cannot be read: {error}") from error
+    if isinstance(source, str | PathLike):
+        filesystem, path = filesystem_of(str(source))
+        try:
+            with storage_named(lambda: f"golden {source}: "):
+                rows = pq.read_table(path, filesystem=filesystem)
+        except (*FINAL_ERRORS, pa.ArrowException) as error:
+            raise InputError(f"golden {source}: cannot be read: {error}") from error
+    else:
+        try:
+            rows = pa.table(_columns(source) if isinstance(source, list) else source)
+        except (TypeError, pa.ArrowException) as error:
+            raise InputError(f"golden: {type(source).__name__} cannot be read as rows: {error}") from error
+    twice = sorted({name for name in rows.column_names if rows.column_names.count(name) > 1})
+    if twice:
+        raise InputError(f"golden: wanted each column once; {', '.join(twice)} is there more often")
+    return pa.table({name: _decoded(rows[name]) for name in rows.column_names})
+
+
+def _columns(rows: list[Any]) -> dict[str, list[Any]]:
+    """Put dicts into columns: of all names, where Arrow would leave out those that the first dict does not have."""
+    if not all(isinstance(row, dict) for row in rows):
+        raise TypeError("wanted dicts")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Give the values of what pandas calls a category."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _query_column(rows: pa.Table) -> tuple[Kind, str]:
@@ -114,50 +131,65 @@ def _query_column(rows: pa.Table) -> tuple[Kind, str]:
     return kind, found[0]
 
 
-def _texts(rows: pa.Table, name: str) -> list[str]:
-    try:
-        column = rows[name].cast(pa.string())
-    except pa.ArrowException as error:
-        raise InputError(f"golden: column {name!r} is {rows[name].type}; wanted text or whole numbers") from error
-    if column.null_count:
-        raise InputError(f"golden: column {name!r}: {column.null_count} values are null")
-    texts: list[str] = column.to_pylist()
-    return texts
-
-
-def _values(rows: pa.Table, name: str) -> list[Any]:
+def _column(rows: pa.Table, name: str, wanted: str, *, fits: bool) -> pa.ChunkedArray:
     column = rows[name]
     if column.null_count:
         raise InputError(f"golden: column {name!r}: {column.null_count} values are null")
-    if len(column) and not _fits(name, column.type):
-        raise InputError(f"golden: column {name!r} is {column.type}; wanted {QUERY_COLUMNS[name]}s")
-    values: list[Any] = column.to_pylist()
-    return values
+    if not fits:
+        raise InputError(f"golden: column {name!r} is {column.type}; wanted {wanted}")
+    return column
+
+
+def _ids(rows: pa.Table, name: str) -> list[str]:
+    kind = rows[name].type
+    # Not floats, which Arrow casts too: from 2^53 on they are other numbers than those that were meant.
+    fits = _is_text(kind) or pa.types.is_integer(kind)
+    ids: list[str] = _column(rows, name, "text or whole numbers", fits=fits).cast(pa.string()).to_pylist()
+    return ids
+
+
+def _queries(rows: pa.Table, name: str) -> list[Any]:
+    fits = _fits(name, rows[name].type)
+    queries: list[Any] = _column(rows, name, f"{QUERY_COLUMNS[name]}s", fits=fits).to_pylist()
+    return queries
 
 
 def _fits(name: str, kind: pa.DataType) -> bool:
     if name == "query_vector":
-        return bool(pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind))
+        lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        return any(is_list(kind) for is_list in lists) and _is_number(kind.value_type)
     if name == "query_image":
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+        return any(
+            is_bytes(kind) for is_bytes in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+        )
+    return _is_text(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(is_text(kind) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
 def _grades(rows: pa.Table) -> list[float]:
     if GRADE not in rows.column_names:
         return [1.0] * rows.num_rows
-    try:
-        column = rows[GRADE].cast(pa.float64())
-    except pa.ArrowException as error:
-        raise InputError(f"golden: column {GRADE!r} is {rows[GRADE].type}; wanted numbers") from error
-    grades: list[float] = column.to_pylist()
-    if any(grade is None or not np.isfinite(grade) or grade < 0 for grade in grades):
+    column = _column(rows, GRADE, "numbers", fits=_is_number(rows[GRADE].type))
+    grades: list[float] = column.cast(pa.float64()).to_pylist()
+    if any(not np.isfinite(grade) or grade < 0 for grade in grades):
         raise InputError(f"golden: column {GRADE!r}: wanted numbers from 0 on")
     return grades
 
 
-def _matrix(vectors: list[list[float]]) -> NDArray[np.float32]:
+def _matrix(vectors: list[list[float]], query_ids: list[str]) -> NDArray[np.float32]:
     widths = {len(vector) for vector in vectors}
     if len(widths) != 1:
         raise InputError(f"golden: column 'query_vector': vectors of {sorted(widths)} dimensions")
-    return np.array(vectors, np.float32)
+    matrix = np.array(vectors, np.float32)
+    norms = np.linalg.norm(matrix.astype(np.float64), axis=1)
+    for query_id, norm in zip(query_ids, norms, strict=True):
+        if not np.isfinite(norm) or norm == 0:
+            raise InputError(f"golden: query {query_id!r}: its vector is zero or not finite")
+    return matrix

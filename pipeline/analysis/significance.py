@@ -4,7 +4,8 @@ In: a value for each query. Out: intervals and p values. Queries are what is dra
 same ones, pair by pair.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.stats
@@ -31,8 +32,9 @@ class Difference:
     Attributes:
         absolute: mean of the differences, with the interval's bounds.
         relative: that, over the other's mean; None where that is 0.
-        p_bootstrap: two-sided, of no difference in the mean.
+        p_bootstrap: two-sided, of no difference in the mean; never 0, since more draws might have shown one.
         p_rank: of Wilcoxon's signed-rank test.
+        p_bootstrap_holm, p_rank_holm: the same, corrected for how many systems the other was compared with.
     """
 
     absolute: float
@@ -41,6 +43,8 @@ class Difference:
     relative: float | None
     p_bootstrap: float | None
     p_rank: float
+    p_bootstrap_holm: float | None
+    p_rank_holm: float
 
 
 def interval(values: NDArray[np.float64], seed: int = 0) -> Interval:
@@ -56,15 +60,47 @@ def difference(ours: NDArray[np.float64], theirs: NDArray[np.float64], seed: int
     means = _means(change, seed)
     low, high = _bounds(means)
     baseline = float(theirs.mean())
+    p_bootstrap = None if means is None else _p_value(means)
+    # It knows no answer where nothing differs.
+    p_rank = float(scipy.stats.wilcoxon(change).pvalue) if change.any() else 1.0
     return Difference(
         absolute=float(change.mean()),
         low=low,
         high=high,
         relative=float(change.mean()) / baseline if baseline else None,
-        p_bootstrap=None if means is None else float(min(1.0, 2 * min((means <= 0).mean(), (means >= 0).mean()))),
-        # It knows no answer where nothing differs.
-        p_rank=float(scipy.stats.wilcoxon(change).pvalue) if change.any() else 1.0,
+        p_bootstrap=p_bootstrap,
+        p_rank=p_rank,
+        p_bootstrap_holm=p_bootstrap,
+        p_rank_holm=p_rank,
     )
+
+
+def corrected(differences: Sequence[Difference]) -> list[Difference]:
+    """Correct the p values of several systems that were compared with the same other one."""
+    by_rank = holm([each.p_rank for each in differences])
+    given = [each.p_bootstrap for each in differences if each.p_bootstrap is not None]
+    # None of a single query, which then is that of all systems.
+    by_bootstrap: list[float | None] = [*holm(given)] if given else [None] * len(differences)
+    return [
+        replace(each, p_rank_holm=rank, p_bootstrap_holm=bootstrap)
+        for each, rank, bootstrap in zip(differences, by_rank, by_bootstrap, strict=True)
+    ]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p values for how many there are, so that any of them is wrong no more often than one would be (1979)."""
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    found = np.empty(len(p))
+    found[order] = np.minimum(1.0, stepped)
+    return [float(value) for value in found]
+
+
+def _p_value(means: NDArray[np.float64]) -> float:
+    """Give the share of draws on the far side of 0, twice, counting one more than there are (Davison, Hinkley 1997)."""
+    fewer = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
+    return float(min(1.0, 2 * (fewer + 1) / (len(means) + 1)))
 
 
 def _means(values: NDArray[np.float64], seed: int) -> NDArray[np.float64] | None:

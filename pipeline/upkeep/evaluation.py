@@ -8,13 +8,12 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.analysis.evaluate import Evaluation
+from pipeline.analysis.evaluate import Evaluation, metric_names
 from pipeline.analysis.golden import read_golden
 from pipeline.analysis.quality import caption_quality, golden_quality
-from pipeline.analysis.retrieval import Retrieval
+from pipeline.analysis.retrieval import KS, Retrieval
 from pipeline.config import EvaluateConfig
 from pipeline.errors import IncompleteError, InputError
 from pipeline.runs import Run, new_run, recorded, run_folder, write_run
@@ -23,6 +22,8 @@ from pipeline.store import Store
 from pipeline.table import find_table
 
 FILE, PER_QUERY = "evaluation.json", "per_query.parquet"
+DIRECTIONS = ("text_to_image", "image_to_text")
+ROUNDING = 1e-9  # of a mean: that of three times 0.7 is 0.6999999999999998
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Measured:
         if self.golden is not None:
             found |= {name: value.mean for name, value in getattr(self.golden, way).mean.items()}
         if self.captions is not None:
-            for name in ("text_to_image", "image_to_text"):
+            for name in DIRECTIONS:
                 recall = getattr(self.captions, name).recall
                 found |= {f"{name}@{k}": value for k, value in recall.items()}
         return found
@@ -58,6 +59,7 @@ def evaluation(config: EvaluateConfig) -> Measured:
         IncompleteError: a floor was missed; what was measured is kept.
     """
     store = Store(config.store)
+    _check_measured(config)
     golden = None if config.golden is None else read_golden(config.golden, config.cohorts)
     run = new_run("jobs.evaluate", config)
     run.table = find_table(store, config.table)
@@ -72,7 +74,7 @@ def evaluation(config: EvaluateConfig) -> Measured:
                 captions = None if config.captions is None else caption_quality(table, config.captions)
                 measured = Measured(run.id, found, captions)
             _keep(store, run, measured)
-            _check_floors(config, measured)
+            _check_floors(config, measured, run)
     finally:
         catalog.close()
     return measured
@@ -82,17 +84,26 @@ def _keep(store: Store, run: Run, measured: Measured) -> None:
     folder = run_folder(run.id)
     store.replace_json(f"{folder}/{FILE}", measured.as_dict())
     if measured.golden is not None:
-        ways = [(name, getattr(measured.golden, name).per_query) for name in ("exact", "indexed")]
-        rows = pa.concat_tables([rows.append_column("way", pa.repeat(name, rows.num_rows)) for name, rows in ways])
         written = io.BytesIO()
-        pq.write_table(rows, written)
+        pq.write_table(measured.golden.per_query, written)
         store.replace(f"{folder}/{PER_QUERY}", written.getvalue())
 
 
-def _check_floors(config: EvaluateConfig, measured: Measured) -> None:
+def _check_measured(config: EvaluateConfig) -> None:
+    """Check that floors are on what will be measured, before it is."""
+    of_golden = () if config.golden is None else metric_names(config.k)
+    of_captions = () if config.captions is None else [f"{name}@{k}" for name in DIRECTIONS for k in KS]
+    measured = {*of_golden, *of_captions}
+    if unknown := sorted(set(config.floors) - measured):
+        raise InputError(f"floor: {', '.join(unknown)} is not measured; there are {', '.join(sorted(measured))}")
+
+
+def _check_floors(config: EvaluateConfig, measured: Measured, run: Run) -> None:
     values = measured.values(config.floor_of)
-    if unknown := sorted(set(config.floors) - set(values)):
-        raise InputError(f"floor: {', '.join(unknown)} was not measured; there are {', '.join(sorted(values))}")
-    missed = [f"{name} {values[name]:.4f} < {least:g}" for name, least in config.floors.items() if values[name] < least]
+    missed = [
+        f"{name} {values[name]:.4f} < {least:g}"
+        for name, least in config.floors.items()
+        if values[name] < least - ROUNDING
+    ]
     if missed:
-        raise IncompleteError(f"table {config.table or ''}: below its floors: {'; '.join(missed)} (run {measured.run})")
+        raise IncompleteError(f"table {run.table}: below its floors: {'; '.join(missed)} (run {run.id})")

@@ -9,7 +9,7 @@ import pytest
 
 import pipeline
 from jobs.demo.figures import HELD_OUT, caption
-from pipeline.analysis.evaluate import Evaluation, compare, evaluate
+from pipeline.analysis.evaluate import Evaluation, compare, evaluate, metric_names
 from pipeline.analysis.golden import read_golden
 from pipeline.errors import InputError
 from pipeline.indexing.exact import Exact, Selection
@@ -85,6 +85,42 @@ def test_rows_that_the_index_does_not_hold_are_counted_and_count_against_recall(
     assert found.exact.mean["recall@10"].mean == pytest.approx(1 - len(gone) / 400)
 
 
+def test_recall_by_the_index_is_that_of_a_search_for_as_many_rows():
+    opened = Opened()
+    rows, xq = asked(opened)
+    golden = read_golden(rows)
+    ten, fifty = evaluate(golden, xq, opened, k=10), evaluate(golden, xq, opened, k=50)
+    _, wider = opened.index.search(xq, 50)  # looks through more lists, and would say more
+    _, exact = opened.index.search(xq, 10, exact=True)
+    flattering = np.mean([len(set(mine[:10]) & set(best)) / 10 for mine, best in zip(wider, exact, strict=True)])
+    assert fifty.indexed.mean["recall@10"] == ten.indexed.mean["recall@10"]
+    assert fifty.indexed.mean["recall@10"].mean < flattering - 0.05
+    assert fifty.exact.mean["recall@10"].mean == 1.0
+
+
+def test_a_query_that_finds_nothing_right_has_zero_of_everything():
+    opened = Opened()
+    rows, xq = asked(opened, queries=1)
+    for relevant_id, missing in (("row-of-another-table", ("row-of-another-table",)), (_farthest(opened, xq), ())):
+        found = evaluate(read_golden([{**rows[0], "relevant_id": relevant_id}]), xq, opened, k=5)
+        assert (found.queries, found.missing_ids) == (1, missing)
+        for scores in (found.exact, found.indexed):
+            assert tuple(scores.mean) == metric_names(5)
+            assert {(value.mean, value.low, value.high) for value in scores.mean.values()} == {(0.0, None, None)}
+
+
+def _farthest(opened: Opened, xq: np.ndarray) -> str:
+    return f"row-{np.argmin(opened.vectors @ xq[0])}"
+
+
+def test_a_cohort_has_a_name_of_its_own():
+    opened = Opened()
+    rows, xq = asked(opened, queries=1)
+    for name in ("way", "recall@10", "query_id"):
+        with pytest.raises(InputError, match=f"a cohort cannot be called {name}"):
+            evaluate(read_golden([{**row, name: "a"} for row in rows[:1]], [name]), xq, opened)
+
+
 def test_k_beyond_the_rows_and_other_numbers_of_vectors():
     opened = Opened(rows=300)
     rows, xq = asked(opened, queries=3)
@@ -109,6 +145,10 @@ def test_systems_are_compared_query_by_query():
     assert change["recall@10"].absolute == pytest.approx(lost)
     assert change["recall@10"].low > 0
     assert change["recall@10"].p_rank < 0.01
+    assert change["recall@10"].p_rank_holm == change["recall@10"].p_rank
+    two = compare(narrow_found, [wide_found, narrow_found])
+    assert two[0]["recall@10"].p_rank_holm == 2 * change["recall@10"].p_rank
+    assert two[1]["recall@10"].p_rank_holm == 1.0
     (same,) = compare(narrow_found, [wide_found], "exact")
     assert (same["recall@10"].absolute, same["recall@10"].p_rank) == (0.0, 1.0)
     fewer = evaluate(read_golden(rows[:-10]), xq[:-1], opened)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -43,6 +44,14 @@ def test_numbers_are_ids_and_grades_may_be_left_out():
     assert golden.queries.shape == (1, 2)
 
 
+def test_what_other_libraries_make_of_text_and_lists_is_taken():
+    rows = pl.DataFrame({"query_id": ["a"], "query_text": ["x"], "relevant_id": ["1"]})
+    for same in (rows, rows.to_arrow(), rows.to_pandas().astype("category")):
+        assert read_golden(same).grades == ({"1": 1.0},)
+    vectors = rows.drop("query_text").with_columns(query_vector=[0.5, 0.25])
+    assert read_golden(vectors).queries.tolist() == [[0.5, 0.25]]
+
+
 def row(**changed: object) -> dict:
     return {"query_id": "a", "query_text": "x", "relevant_id": "1", **changed}
 
@@ -61,6 +70,14 @@ def row(**changed: object) -> dict:
         ([row(), row(query_text="y", relevant_id="2")], "query 'a': its rows have different queries"),
         ([row(), row()], "row '1' is judged twice"),
         ([row(relevance_grade=-1)], "wanted numbers from 0 on"),
+        ([row(), row(relevant_id="2", relevance_grade=0)], "'relevance_grade': 1 values are null"),  # not left out
+        ([row(relevant_id=1.0)], "'relevant_id' is double; wanted text or whole numbers"),
+        ([row(relevant_id=True)], "'relevant_id' is bool; wanted text or whole numbers"),
+        ([row(), row(relevant_id=2)], "list cannot be read as rows"),
+        ([1, 2], "list cannot be read as rows: wanted dicts"),
+        ([{"query_id": "a", "query_vector": ["x"], "relevant_id": "1"}], "'query_vector' is list<item: string>"),
+        ([{"query_id": "a", "query_vector": [0.0], "relevant_id": "1"}], "query 'a': its vector is zero or not finite"),
+        ([{"query_id": "a", "query_vector": [1.0, None], "relevant_id": "1"}], "query 'a': its vector is zero or not"),
         ([row(relevance_grade="good")], "'relevance_grade' is string; wanted numbers"),
         ([row(relevant_id=[1])], "wanted text or whole numbers"),
     ],
@@ -81,6 +98,10 @@ def test_vectors_have_one_width_and_files_exist(tmp_path: Path):
         read_golden(str(tmp_path / "nothing.parquet"))
     with pytest.raises(InputError, match="no column 'kind'"):
         read_golden([row()], ["kind"])
+    with pytest.raises(InputError, match="query_id is there more often"):
+        read_golden(pa.table([["a"], ["a"], ["x"], ["1"]], names=["query_id", "query_id", "query_text", "relevant_id"]))
+    with pytest.raises(InputError, match="ndarray cannot be read as rows"):
+        read_golden(np.zeros(3))
     empty = pa.table({name: pa.array([], pa.string()) for name in ("query_id", "query_text", "relevant_id")})
     with pytest.raises(InputError, match="no queries"):
         read_golden(empty)

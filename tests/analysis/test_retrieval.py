@@ -53,6 +53,20 @@ def test_equal_pictures_do_not_stand_in_each_others_way():
     assert twice.image_to_text == once.image_to_text
 
 
+@pytest.mark.parametrize("n", [20, 1000])
+def test_a_model_that_gives_everything_the_same_vector_finds_nothing(n: int):
+    same = np.repeat(made(1, 1)[1], n, axis=0)
+    found = retrieval(same, same, np.arange(n))
+    assert found.text_to_image == found.image_to_text
+    assert (found.text_to_image.recall[10], found.text_to_image.median_rank) == (0.0, n)
+
+
+def test_captions_of_one_vector_are_no_help_to_each_other():
+    pictures, texts, of = made(30, 30)
+    twice = retrieval(np.repeat(pictures, 2, axis=0), np.repeat(texts, 2, axis=0), np.repeat(2 * of, 2) + [0, 1] * 30)
+    assert twice.image_to_text.recall[1] == 0.0
+
+
 def test_nothing_and_captions_without_pictures_are_refused():
     with pytest.raises(InputError, match="wanted pictures"):
         retrieval(np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))

@@ -1,7 +1,7 @@
 import numpy as np
 import scipy.stats
 
-from pipeline.analysis.significance import difference, interval
+from pipeline.analysis.significance import corrected, difference, holm, interval
 
 
 def test_an_interval_is_scipys_percentile_bootstrap():
@@ -48,6 +48,26 @@ def test_no_difference_is_not_significant():
     assert difference(values + noise, values).p_bootstrap > 0.5
     assert difference(np.array([1.0]), np.array([0.0])).p_bootstrap is None
     assert difference(np.array([1.0, 0.5]), np.zeros(2)).relative is None
+
+
+def test_a_p_value_is_no_smaller_than_draws_can_tell():
+    assert difference(np.ones(50), np.zeros(50)).p_bootstrap == 2 / 2001
+
+
+def test_p_values_are_corrected_for_how_many_there_are():
+    assert np.allclose(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])  # by hand: 3 * 0.01, 2 * 0.03, 1 * 0.04
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+    rng = np.random.default_rng(0)
+    theirs = rng.random(40)
+    alone = [difference(theirs + rng.normal(shift, 0.2, 40), theirs) for shift in (0.1, 0.05, 0.0)]
+    assert all((each.p_rank_holm, each.p_bootstrap_holm) == (each.p_rank, each.p_bootstrap) for each in alone)
+    together = corrected(alone)
+    assert [each.p_rank_holm for each in together] == holm([each.p_rank for each in alone])
+    assert [each.p_bootstrap_holm for each in together] == holm([each.p_bootstrap for each in alone])
+    assert [each.p_rank for each in together] == [each.p_rank for each in alone]
+    single = [difference(np.array([0.5]), np.array([0.25]))] * 2
+    assert [each.p_bootstrap_holm for each in corrected(single)] == [None, None]
 
 
 def test_many_values_are_drawn_in_parts(monkeypatch):
