@@ -481,6 +481,8 @@ class ImportConfig(RunConfig):
     """Numbers in each vector; those of another width are refused."""
     layout: Literal["parquet", "clip-retrieval"] = "parquet"
     """parquet: vectors are a column; clip-retrieval: in img_emb/*.npy, and source.path has metadata/*.parquet."""
+    texts: bool = False
+    """Of clip-retrieval take text_emb, the vectors of captions, in place of img_emb."""
     vector_column: str = VECTOR
     """Lists of numbers, of any norm."""
     model: str | None = None

@@ -96,6 +96,11 @@ class TableRecord:
     d: int
     content_hashes: bool = False  # whether rows have them; the first format had none
 
+    @property
+    def has_model(self) -> bool:
+        """Tell whether a checkpoint is known that encodes queries; of vectors made elsewhere there may be none."""
+        return bool(self.model_sha256)
+
 
 def table_folder(table: str) -> str:
     """Give a table's folder below the store's root."""

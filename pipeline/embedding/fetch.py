@@ -1,7 +1,8 @@
 """References in, encoded bytes out: rows that only name their image get its bytes, or a reason.
 
 One missing file is one reject. What a reference may be is limited: schemes from a list, http and https not among them
-by default; local paths below declared folders, wherever links lead; no chains of filesystems. Knows nothing of Ray.
+by default; local paths below declared folders, wherever links lead; no chains of filesystems. A reference may mean some
+bytes of a file, as of a tar: see byte_range.py. Knows nothing of Ray.
 """
 
 import errno
@@ -14,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+import fsspec
 import pyarrow as pa
 from fsspec.utils import get_protocol
 
 from pipeline import schema
 from pipeline.config import FetchConfig
+from pipeline.embedding.byte_range import ByteRange, split
 from pipeline.embedding.web import Web, WebSpec
 from pipeline.errors import InputError
 from pipeline.filesystem import filesystem_of, is_local
@@ -103,10 +106,10 @@ class Fetch:
 
 
 def fetch(reference: str, spec: FetchSpec, web: Web, more_roots: tuple[str, ...] = ()) -> bytes:
-    """Read the file that a path or URL names.
+    """Read the file that a path or URL names, or some of its bytes.
 
     Args:
-        reference: a local path, or a URL.
+        reference: a local path, or a URL; any but http's may end with a range of bytes.
         more_roots: folders that local paths may lie below, beside those of the spec.
 
     Raises:
@@ -120,9 +123,12 @@ def fetch(reference: str, spec: FetchSpec, web: Web, more_roots: tuple[str, ...]
         raise RejectedRowError(Reason.FETCH_DENIED, f"{reference}: chains of filesystems are not followed")
     if scheme in ("http", "https"):
         return web.get(reference)
+    name, part = split(reference)
+    if part is not None and part.length > spec.web.max_bytes:
+        raise RejectedRowError(Reason.FETCH_TOO_LARGE, f"{reference}: more than {spec.web.max_bytes} bytes")
     if scheme == "file":
-        return _read_local(_local_path(reference), (*spec.roots, *more_roots), spec.web.max_bytes)
-    return _read_remote(reference, spec)
+        return _read_local(_local_path(name), part, (*spec.roots, *more_roots), spec.web.max_bytes)
+    return _read_remote(name, part, spec)
 
 
 def _local_path(reference: str) -> str:
@@ -135,8 +141,8 @@ def _local_path(reference: str) -> str:
     return path
 
 
-def _read_local(path: str, roots: tuple[str, ...], max_bytes: int) -> bytes:
-    """Read a regular file that lies below one of the roots once all links are followed."""
+def _read_local(path: str, part: ByteRange | None, roots: tuple[str, ...], max_bytes: int) -> bytes:
+    """Read of a regular file that lies below one of the roots once all links are followed."""
     local_roots = [
         Path(os.path.realpath(root.removeprefix("file://"))) for root in roots if get_protocol(root) == "file"
     ]
@@ -150,9 +156,14 @@ def _read_local(path: str, roots: tuple[str, ...], max_bytes: int) -> bytes:
         # no waiting for a pipe to be written to, no link that was put in the way meanwhile
         descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            state = os.fstat(descriptor)
+            if not stat.S_ISREG(state.st_mode):
                 raise RejectedRowError(Reason.FETCH_DENIED, f"{path}: not a file of bytes")
             with open(descriptor, "rb", closefd=False) as file:
+                if part is not None:
+                    part.check_state(path, {"size": state.st_size, "mtime": state.st_mtime})
+                    file.seek(part.first)
+                    return part.check_length(path, file.read(part.length))
                 return _short_enough(path, file.read(max_bytes + 1), max_bytes)
         finally:
             os.close(descriptor)
@@ -166,7 +177,7 @@ def _read_local(path: str, roots: tuple[str, ...], max_bytes: int) -> bytes:
         raise RejectedRowError(Reason.FETCH_FAILED, f"{path}: {error}") from error
 
 
-def _read_remote(url: str, spec: FetchSpec) -> bytes:
+def _read_remote(url: str, part: ByteRange | None, spec: FetchSpec) -> bytes:
     roots = [root.rstrip("/") + "/" for root in spec.roots if get_protocol(root) != "file"]
     if roots and (".." in url.split("/") or not url.startswith(tuple(roots))):
         raise RejectedRowError(Reason.FETCH_DENIED, f"{url}: not below {', '.join(roots)}")
@@ -177,6 +188,8 @@ def _read_remote(url: str, spec: FetchSpec) -> bytes:
     if is_local(filesystem):
         raise RejectedRowError(Reason.FETCH_DENIED, f"{url}: another name of this machine's files")
     try:
+        if part is not None:
+            return part.check_length(url, _bytes_at(filesystem, path, url, part))
         with filesystem.open(path, "rb") as file:
             return _short_enough(url, bytes(file.read(spec.web.max_bytes + 1)), spec.web.max_bytes)
     except FileNotFoundError as error:
@@ -191,6 +204,13 @@ def _read_remote(url: str, spec: FetchSpec) -> bytes:
         if isinstance(error, OSError) and error.errno in OURS:
             raise
         raise RejectedRowError(Reason.FETCH_FAILED, f"{url}: {error}") from error
+
+
+def _bytes_at(filesystem: fsspec.AbstractFileSystem, path: str, url: str, part: ByteRange) -> bytes:
+    """Ask for no bytes but these; where there are none to ask for, filesystems would give all of the file."""
+    if part.state is not None or part.length == 0:
+        part.check_state(url, filesystem.info(path))
+    return bytes(filesystem.cat_file(path, start=part.first, end=part.first + part.length)) if part.length else b""
 
 
 def _piece(

@@ -50,11 +50,12 @@ class Encoder:
 
     Args:
         spec: what is loaded; of another space it is refused.
-        sha256: the digests of the checkpoint's files.
+        sha256: the digests of the checkpoint's files; none where none is known, and then nothing can be encoded.
     """
 
     def __init__(self, spec: EncodeSpec, sha256: Mapping[str, str]) -> None:
         self.spec = spec
+        self.has_model = bool(sha256)
         self.towers = towers_of(sha256, spec.dimensions or 0)
 
     @cached_property
@@ -73,6 +74,7 @@ class Encoder:
         Raises:
             InputError: the model came without its tokenizer, or has no direction for a text.
         """
+        self._check_model()
         return self._named(self._encode.encode_texts(list(texts)), [f"text {text!r}" for text in texts], None)
 
     def images(self, pictures: Sequence[Picture]) -> Vectors:
@@ -81,6 +83,7 @@ class Encoder:
         Raises:
             InputError: a picture cannot be read or decoded, or the model has no direction for it.
         """
+        self._check_model()
         pixels, rejects = self._sandbox.pixels([encoded(picture) for picture in pictures])
         for number, reject in enumerate(rejects):
             if reject is not None:
@@ -92,6 +95,13 @@ class Encoder:
         """End the decoder's process, if there is one."""
         if "_sandbox" in self.__dict__:
             self.__dict__.pop("_sandbox").close()
+
+    def _check_model(self) -> None:
+        if not self.has_model:
+            raise InputError(
+                f"model {self.spec.model!r}: no checkpoint is known of these vectors, so that neither text nor picture "
+                "can be encoded for them; ask by a vector or a row, or import them with model="
+            )
 
     def _named(self, vectors: NDArray[np.float32], names: Sequence[str], space: str | None) -> Vectors:
         for vector, name in zip(vectors, names, strict=True):

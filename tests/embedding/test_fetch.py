@@ -11,7 +11,9 @@ import pytest
 from pipeline import schema
 from pipeline.config import FetchConfig
 from pipeline.embedding import fetch as fetch_module
+from pipeline.embedding.byte_range import reference
 from pipeline.embedding.fetch import Fetch, fetch_spec
+from pipeline.filesystem import fingerprint_of
 
 SPEC = fetch_spec(FetchConfig(schemes=("file", "s3"), threads=4), max_bytes=100)
 
@@ -214,3 +216,72 @@ def test_a_shard_far_away_cannot_name_files_of_this_machine_unless_they_are_decl
         assert refused[schema.IMAGE].to_pylist() == [None]
         allowed = pa.concat_tables(Fetch(replace(SPEC, roots=(str(tmp_path),)))(rows))
         assert allowed[schema.IMAGE].to_pylist() == [b"secret"]
+
+
+def test_a_span_of_bytes_is_read_and_one_that_is_not_there_has_a_reason_of_its_own(tmp_path: Path, s3: str):
+    content = bytes(range(256)) * 8
+    (tmp_path / "a.tar").write_bytes(content)
+    with fsspec.open(f"{s3}/fetch/a.tar", "wb") as file:
+        file.write(content)
+    wanted = {
+        "0-0": content[:1],
+        "512-520": content[512:521],
+        "2000-2047": content[2000:],
+        "512-511": b"",
+        "512-611": content[512:612],  # as long as an image may be
+        "512-612": "fetch_too_large",
+        "0-999999999999999999": "fetch_too_large",
+        "2000-2048": "fetch_failed",
+        "2048-2050": "fetch_failed",
+        "9999-9999": "fetch_failed",
+        "20-10": "fetch_denied",
+    }
+    for place in (f"{tmp_path}/a.tar", f"file://{tmp_path}/a.tar", f"{s3}/fetch/a.tar"):
+        rows = fetched([f"{place}#bytes={span}" for span in wanted], tmp_path)
+        found = [
+            reason or image
+            for reason, image in zip(rows[schema.REASON].to_pylist(), rows[schema.IMAGE].to_pylist(), strict=True)
+        ]
+        assert dict(zip(wanted, found, strict=True)) == wanted
+    missing = [f"{place}/gone.tar#bytes={span}" for place in (tmp_path, f"{s3}/fetch") for span in ("0-5", "5-4")]
+    assert fetched(missing, tmp_path)[schema.REASON].to_pylist() == ["fetch_not_found"] * 4
+
+
+def test_bytes_of_a_file_that_was_written_again_are_not_taken(tmp_path: Path, s3: str):
+    for place in (f"{tmp_path}/b.tar", f"{s3}/fetch/b.tar"):
+        with fsspec.open(place, "wb") as file:
+            file.write(b"some bytes")
+        named = [reference(place, first, length, fingerprint_of(place)) for first, length in ((5, 5), (3, 0))]
+        unnamed = f"{place}#bytes=5-9"
+        assert fetched([*named, unnamed], tmp_path)[schema.IMAGE].to_pylist() == [b"bytes", b"", b"bytes"]
+        with fsspec.open(place, "wb") as file:
+            file.write(b"same lengt")
+        rows = fetched([*named, unnamed], tmp_path)
+        assert rows[schema.REASON].to_pylist() == ["fetch_failed", "fetch_failed", None]
+        assert "was written again" in rows[schema.ERROR][0].as_py()
+
+
+@pytest.mark.parametrize("span", ["0-1&state=", "0-1&state=XYZ", "-1-5", "a-b", "5", "5-", "1-2,4-5", "", "0x1-0x2"])
+def test_what_is_no_span_is_part_of_the_name(tmp_path: Path, span: str):
+    (tmp_path / f"a#bytes={span}").write_bytes(b"a name like that")
+    rows = fetched([str(tmp_path / f"a#bytes={span}")], tmp_path)
+    assert rows[schema.IMAGE].to_pylist() == [b"a name like that"]
+
+
+def test_a_span_leads_out_of_no_root_and_to_no_other_scheme(tmp_path: Path, s3: str):
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "secret")
+    with fsspec.open(f"{s3}/other/secret", "wb") as file:
+        file.write(b"secret")
+    references = [
+        f"{tmp_path}/secret#bytes=0-5",
+        f"{tmp_path}/in/link#bytes=0-5",
+        f"{tmp_path}/in/../secret#bytes=0-5",
+        f"{s3}/other/secret#bytes=0-5",
+        f"{s3}/allowed/../other/secret#bytes=0-5",
+        "http://127.0.0.1/x#bytes=0-5",
+        f"s3://x::file://{tmp_path}/secret#bytes=0-5",
+    ]
+    rows = fetched(references, tmp_path / "in", roots=(f"{s3}/allowed",))
+    assert rows[schema.REASON].to_pylist() == ["fetch_denied"] * len(references)

@@ -1,0 +1,1 @@
+"""The room where tables and sources are exchanged with other systems: exports, vectors and pictures made elsewhere."""
