@@ -5,6 +5,7 @@ from importlib import import_module
 
 from jobs.benchmark.config import (
     DecodingConfig,
+    DedupBenchmarkConfig,
     HostileConfig,
     IndexBenchmarkConfig,
     ParityConfig,
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, type[Config]] = {
     "soak": SoakConfig,
     "index": IndexBenchmarkConfig,
     "serve": ServeBenchmarkConfig,
+    "dedup": DedupBenchmarkConfig,
 }
 
 if __name__ == "__main__":

@@ -162,3 +162,22 @@ class IndexBenchmarkConfig(Config):
     """Others to measure on the same vectors, of jobs/benchmark/peers.py; installed by uv into places of their own."""
     seed: int = 0
     """Of vectors, queries and training."""
+
+
+class DedupBenchmarkConfig(Config):
+    """Measure what jobs.dedup finds of made copies, and what it takes: python -m jobs.benchmark dedup."""
+
+    out: str = "out/benchmark"
+    """Where pictures, vectors, stores and the result go."""
+    model: str = "jobs/demo/model"
+    """As in the embed job."""
+    scenes: int = Field(default=300, ge=0)
+    """Pictures that are made, beside photographs; of each there is a copy with every kind of change. 0: none."""
+    rows: tuple[PositiveInt, ...] = (100_000, 1_000_000)
+    """Made-up vectors to find copies among, one corpus after the other."""
+    dimensions: PositiveInt = 512
+    """Their width."""
+    planted: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """Share of these that are copies."""
+    seed: int = 0
+    """Of all that is made."""

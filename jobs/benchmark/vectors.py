@@ -25,6 +25,7 @@ FALLOFF = -0.5  # of a coordinate's standard deviation with its number
 CLUSTER_ROWS = 1000  # in the mean
 SPREAD = 0.8  # of the centres of clusters, by that of the vectors in one
 TEXT_SHIFT = 1.5  # of the mean of texts, by the spread of images
+LEAST_ALIKE = 0.975  # of a planted copy and its original; of two copies of one some 0.95
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class MadeUp:
     d: int
     seed: int
     checkpoint: Checkpoint | None = None  # of whose space the vectors are said to be; None: of nobody's
+    planted: float = 0.0  # share of the rows that are copies, two of each original in the mean
 
     @property
     def unit_rows(self) -> int:
@@ -63,6 +65,11 @@ class MadeUp:
         drawn = self._drawn(np.random.default_rng([self.seed, seed]), count)
         return _normalised(drawn + TEXT_SHIFT * self.spectrum * shift)
 
+    @cached_property
+    def originals(self) -> NDArray[np.float32]:
+        """What planted copies are of, anywhere in the corpus."""
+        return self.images(max(1, round(self.n * self.planted / 2)), 8)
+
     def write(self, folder: Path, table: str) -> Store:
         """Write the corpus as a table, unless it is there already."""
         store = Store(str(folder))
@@ -89,6 +96,8 @@ class MadeUp:
     def _batch(self, unit: Unit) -> pa.Table:
         numbers = np.arange(unit.first_row, unit.first_row + unit.rows)
         vectors = self.images(unit.rows, 1000 + unit.first_row)
+        if self.planted:
+            self._plant(vectors, np.random.default_rng([self.seed, 9, unit.first_row]))
         nothing: list[str | None] = [None] * unit.rows
         columns = {
             schema.UNIT: pa.repeat(unit.id, unit.rows),
@@ -100,6 +109,14 @@ class MadeUp:
             schema.VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.d),
         }
         return pa.table({**columns, **schema.outcome_columns(nothing, nothing)})
+
+    def _plant(self, vectors: NDArray[np.float32], rng: np.random.Generator) -> None:
+        """Put copies in the place of some vectors, each turned away from its original by an angle of its own."""
+        places = np.flatnonzero(rng.random(len(vectors)) < self.planted)
+        cosine = rng.uniform(LEAST_ALIKE, 1.0, (len(places), 1))
+        away = _normalised(rng.standard_normal((len(places), self.d)) * self.spectrum)
+        copied = self.originals[rng.integers(len(self.originals), size=len(places))]
+        vectors[places] = _normalised(cosine * copied + np.sqrt(1 - cosine**2) * away)
 
     def _drawn(self, rng: np.random.Generator, count: int) -> NDArray[np.float32]:
         own = rng.standard_normal((count, self.d), dtype=np.float32) * self.spectrum
@@ -124,5 +141,5 @@ class MadeUp:
         )
 
 
-def _normalised(drawn: NDArray[np.float32]) -> NDArray[np.float32]:
+def _normalised(drawn: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)

@@ -1,32 +1,24 @@
 """A run's record and what was found in its table in, one HTML page out that needs nothing beside itself.
 
-No script, no resource of any other file or server: charts are inline SVG, thumbnails are in the page. Ids, errors and
-URLs are other people's bytes: all text is escaped by the template, and what could turn or break text is taken out here.
-Knows nothing of stores.
+What all pages have in common, in page.py. Knows nothing of stores.
 """
 
-import base64
 import json
 import math
-import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-
 from pipeline.analysis import charts
 from pipeline.analysis.charts import Chart
 from pipeline.analysis.findings import Findings, Picture, Reject
+from pipeline.analysis.page import Fact, bars, duration, number, picture_url, rendered, short
 
 NAMES = 20  # of shards, that are named
 COLUMNS = 16  # of the history
-TEXT_CHARACTERS = 400  # of a stranger's text
 CONFIG_CHARACTERS = 100_000
-# Control characters, halves of surrogate pairs, and what turns the direction of the text around it.
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 STATUSES = {
     None: ("killed, or still running", "bad"),
@@ -39,17 +31,6 @@ STATUSES = {
 }
 
 Record = dict[str, Any]  # run.json, or a part of it: every JSON type
-Fact = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A row of a table of bars."""
-
-    label: str
-    text: str
-    count: float
-    percent: float
 
 
 @dataclass(frozen=True)
@@ -63,26 +44,23 @@ class Rejects:
 
 def render(run: Record, findings: Findings) -> str:
     """Write the page of a run, as `dataclasses.asdict` gives it."""
-    environment = Environment(
-        loader=PackageLoader("pipeline.analysis"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"short": _short, "number": _number}
     index = run["index"]
     deviations = [norm - 1 for norm in findings.norms if math.isfinite(norm)]
     history = [_flat(earlier) for earlier in run["history"]]
-    page = environment.get_template("report.html").render(
+    return rendered(
+        "report.html",
         run=run,
         findings=findings,
         status=STATUSES.get(run["exit_status"], (f"failed, status {run['exit_status']}", "bad")),
         summary=_summary(run),
         source=_source_facts(run["source"]),
         changes=_changes(run["source"]),
-        stages=_bars(run["stages"], _duration),
+        stages=bars(run["stages"], duration),
         rejects=_rejects(run["counts"], findings),
-        sizes=charts.bubbles(_sizes(findings.pictures), _number, "px"),
+        sizes=charts.bubbles(_sizes(findings.pictures), number, "px"),
         size_facts=_size_facts(findings.pictures),
         lengths=charts.histogram([[one.bytes for one in findings.pictures if one.bytes]], _bytes, log=True),
-        formats=_bars(dict(Counter(map(_format, findings.pictures)).most_common()), _number),
+        formats=bars(dict(Counter(map(_format, findings.pictures)).most_common()), number),
         norms=charts.histogram([deviations], lambda value: f"{value:.2g}"),
         worst_norm=max(map(abs, deviations), default=0.0),
         not_finite=len(findings.norms) - len(deviations),
@@ -92,12 +70,10 @@ def render(run: Record, findings: Findings) -> str:
         ),
         index_facts=_index_facts(index) if index else [],
         recall=_recall(index) if index else None,
-        config=_short(json.dumps(run["config"], indent=1, ensure_ascii=False), CONFIG_CHARACTERS),
+        config=short(json.dumps(run["config"], indent=1, ensure_ascii=False), CONFIG_CHARACTERS),
         history=history,
         history_columns=list(dict.fromkeys(name for earlier in history for name in earlier))[:COLUMNS],
-        canvas=charts,
     )
-    return UNPRINTABLE.sub("\ufffd", page)
 
 
 def _summary(run: Record) -> list[Fact]:
@@ -106,12 +82,12 @@ def _summary(run: Record) -> list[Fact]:
     if "rows_in" in counts:
         numbers = [counts.get(name, 0) for name in ("rows_in", "embedded", "rejected")]
         sign = "=" if numbers[0] == numbers[1] + numbers[2] else "≠"
-        text = f"{_number(numbers[0])} {sign} {_number(numbers[1])} embedded + {_number(numbers[2])} rejected"
+        text = f"{number(numbers[0])} {sign} {number(numbers[1])} embedded + {number(numbers[2])} rejected"
         facts.append(("Rows in", text))
-    facts += _known(now, {"rows": "Rows of this run", "reused": "Rows reused"}, _number)
+    facts += _known(now, {"rows": "Rows of this run", "reused": "Rows reused"}, number)
     rates = {"images_per_s": "Images/s, mean", "steady_images_per_s": "Images/s, steady"}
     facts += _known(now, rates, lambda value: f"{value:,.1f}")
-    facts.append(("Time", _duration(seconds)))
+    facts.append(("Time", duration(seconds)))
     for resource in ("GPU", "CPU"):
         if run["cluster"].get(resource):
             facts.append((f"{resource}-hours", f"{run['cluster'][resource] * seconds / 3600:,.3g}"))
@@ -121,7 +97,7 @@ def _summary(run: Record) -> list[Fact]:
 
 
 def _source_facts(source: Record) -> list[Fact]:
-    counted = _known(source, {"shards": "Shards", "rows": "Rows"}, _number)
+    counted = _known(source, {"shards": "Shards", "rows": "Rows"}, number)
     return counted + _known(source, {"bytes": "Size"}, _bytes)
 
 
@@ -152,7 +128,7 @@ def _rejects(counts: Record, findings: Findings) -> list[Rejects]:
 def _url(reject: Reject) -> str | None:
     if reject.thumbnail is None:
         return None
-    return "data:image/jpeg;base64," + base64.b64encode(reject.thumbnail).decode()
+    return picture_url(reject.thumbnail)
 
 
 def _sizes(pictures: Iterable[Picture]) -> list[tuple[int, int]]:
@@ -184,16 +160,16 @@ def _format(picture: Picture) -> str:
 def _index_facts(card: Record) -> list[Fact]:
     recalls = card.get("recall_at_10") or {}
     facts = _known(card, {"version": "Version", "factory": "Factory", "nprobe": "nprobe"}, str)
-    facts += _known(card, {"ntotal": "Vectors"}, _number)
+    facts += _known(card, {"ntotal": "Vectors"}, number)
     facts += [(f"Recall@10, {kind} queries", f"{value:.4f}") for kind, value in recalls.items()]
     facts += _known(
         card, {"recall_target": "Recall asked for", "latency_ms": "Latency, ms"}, lambda value: f"{value:g}"
     )
-    facts += [(f"Queries by {kind}", _number(count)) for kind, count in (card.get("queries") or {}).items()]
-    facts += _known(card, {"qps": "Queries/s, in a batch"}, _number)
+    facts += [(f"Queries by {kind}", number(count)) for kind, count in (card.get("queries") or {}).items()]
+    facts += _known(card, {"qps": "Queries/s, in a batch"}, number)
     if card.get("bytes"):
         facts.append(("Size", _bytes(sum(card["bytes"].values()))))
-    return facts + _known(card, {"build_seconds": "Built in"}, _duration)
+    return facts + _known(card, {"build_seconds": "Built in"}, duration)
 
 
 def _recall(card: Record) -> Chart | None:
@@ -209,11 +185,6 @@ def _recall(card: Record) -> Chart | None:
     return charts.curve(points, card.get("recall_target"), lambda value: f"{value:g}", lambda value: f"{value:g}")
 
 
-def _bars(counts: Mapping[str, float], text: charts.Label) -> list[Bar]:
-    most = max(counts.values(), default=0) or 1
-    return [Bar(name, text(count), count, round(100 * count / most, 2)) for name, count in counts.items()]
-
-
 def _flat(earlier: Record) -> dict[str, str]:
     """Put what an earlier run says on one level, as text."""
     flat: dict[str, str] = {}
@@ -227,22 +198,6 @@ def _flat(earlier: Record) -> dict[str, str]:
 
 def _known(values: Record, labels: dict[str, str], text: Any) -> list[Fact]:  # a function of the JSON type at hand
     return [(label, text(values[name])) for name, label in labels.items() if values.get(name) is not None]
-
-
-def _short(text: object, most: int = TEXT_CHARACTERS) -> str:
-    whole = str(text)
-    return whole if len(whole) <= most else f"{whole[:most]}…"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _bytes(count: float) -> str:
