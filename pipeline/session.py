@@ -10,10 +10,10 @@ with. Ray is started when a verb first needs it, or joined where an address says
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,15 +29,27 @@ from pipeline.analysis.significance import Difference
 from pipeline.analysis.zero_shot import TEMPLATES, ZeroShot
 from pipeline.config import (
     BackfillConfig,
+    DedupConfig,
+    ImportConfig,
     IndexConfig,
+    ManifestConfig,
     SourceConfig,
     StatusConfig,
     checked,
 )
+from pipeline.dedup.record import Duplicates, read_groups
+from pipeline.dedup.run import find_duplicates
 from pipeline.embedding.record import space_of
 from pipeline.embedding.run import Report
 from pipeline.embedding.sources import read_source, source_names, write_source
 from pipeline.errors import InputError
+from pipeline.exchange.atlas import export_atlas
+from pipeline.exchange.clip_retrieval import clip_retrieval_source, export_clip_retrieval
+from pipeline.exchange.huggingface import load_dataset
+from pipeline.exchange.lance import export_lance
+from pipeline.exchange.manifest import Manifest, manifest
+from pipeline.exchange.target import Exported
+from pipeline.exchange.vectors_in import Imported, import_embeddings
 from pipeline.indexing.publish import Card, read_card, read_current
 from pipeline.searching.catalog import Catalog
 from pipeline.searching.encoder import Picture, Vectors
@@ -100,6 +112,7 @@ class Session:
         allow_pickle_weights: bool = False,
     ) -> None:
         self.store = Store(str(store))
+        self._roots: dict[str, tuple[str, ...]] = {}  # of sources that are references: where these may lead
         self._catalog = Catalog(self.store, dict(models or {}), allow_pickle_weights=allow_pickle_weights)
         if ray_address is not None:
             compute.start_ray(ray_address)
@@ -144,6 +157,23 @@ class Session:
         write_source(self.store, source)
         return source
 
+    def add_pictures(
+        self, name: str, url: str, kind: Literal["folder", "webdataset"] = "folder", **options: Any
+    ) -> Manifest:  # of ManifestConfig
+        """Name a source of pictures that do not lie in Parquet; none of them is copied. Again, it sees what is new.
+
+        Args:
+            url: a folder of picture files, labelled by the folders they are in; or of webdataset tars, with their
+                ``.txt`` as caption and the fields of ``.json`` as columns.
+
+        Raises:
+            InputError: there are no pictures, or a tar cannot be read.
+        """
+        fields = {"store": self.store.url, "name": name, "path": url, "kind": kind, **options}
+        made = manifest(checked(ManifestConfig, fields))
+        self._roots[name] = made.roots
+        return made
+
     def sources(self) -> dict[str, SourceConfig]:
         """Give the sources that the store knows, by name."""
         return {name: self._catalog.source(name) for name in source_names(self.store)}
@@ -174,12 +204,48 @@ class Session:
         """
         known = self._catalog.source(source)
         own = {"image_column": image_column or known.image_column, "key_column": key or known.key_column}
-        fields = {"model": model, "source": {**known.model_dump(), **own}, **self._common(), **options}
+        roots = {"fetch": {"roots": self._roots[source]}} if source in self._roots else {}
+        fields = {"model": model, "source": {**known.model_dump(), **own}, **self._common(), **roots, **options}
         config = checked(BackfillConfig, fields)
         if table is None and own["image_column"] != known.image_column:
             column = re.sub(r"[^A-Za-z0-9._-]", "-", str(own["image_column"]))
             table = f"{source}.{column}__{space_of(config).name}"
         return self._embed(checked(BackfillConfig, {**fields, "table": table}), index=index)
+
+    def import_embeddings(
+        self,
+        source: str,
+        vectors: str | Sequence[str],
+        dimensions: int,
+        *,
+        table: str | None = None,
+        index: bool = True,
+        **options: Any,  # of ImportConfig
+    ) -> Imported:
+        """Make a table of vectors that were made elsewhere: verified, normalised, and indexed.
+
+        Args:
+            source: a name for where they come from.
+            vectors: Parquet of ``_row_id`` and ``vector``, as `add_source` takes it; or, with
+                ``layout="clip-retrieval"``, the folder that has ``img_emb`` and ``metadata``.
+            dimensions: numbers in each vector.
+            options: ``model``, the checkpoint that made them, so that texts and pictures can be asked for; ``keep``,
+                columns to carry along; others of `ImportConfig`.
+
+        Raises:
+            RunError: as the embed job says; a vector that is null or has no direction is a reject.
+        """
+        keep = options.pop("keep", None)
+        if options.get("layout") == "clip-retrieval":
+            where: Any = clip_retrieval_source(source, str(vectors), keep)
+        else:
+            where = {"name": source, "path": vectors, "keep_columns": keep or ()}
+        fields = {**self._common(), "source": where, "dimensions": dimensions, "table": table, **options}
+        imported = import_embeddings(checked(ImportConfig, fields))
+        if index:
+            texts = "none" if options.get("model") is None else "ours"
+            build_only(checked(IndexConfig, {**self._common(), "table": imported.table, "text_queries": texts}))
+        return imported
 
     def refresh(self, table: str | None = None) -> Embedded:
         """Embed what a table's source has new, let go what is gone if it was asked to, and update the index.
@@ -316,6 +382,62 @@ class Session:
             InputError: it is no SELECT, or asks for what there is not or what it may not.
         """
         return run_sql(statement, parameters, partial(relation, self.store), self._embed_texts, self._search_of)
+
+    def find_duplicates(self, table: str | None = None, **options: Any) -> Duplicates:  # of DedupConfig
+        """Find rows that show the same picture, put them into groups, and choose which of each to keep.
+
+        By equal bytes, by looks and by vectors. The card says how many there are and where the report is, which shows
+        pairs above and below the threshold; asked the same again, it is read.
+
+        Args:
+            table: its name, or its source's; None: the store's only one.
+            options: of the job, as ``threshold=0.9``, ``stages=["exact"]`` or ``keep="column:width"``.
+
+        Raises:
+            RunError: as the job says; the same call goes on.
+        """
+        name = find_table(self.store, None) if table is None else self._catalog.table_of(table)
+        return find_duplicates(checked(DedupConfig, {"store": self.store.url, **options, "table": name}))
+
+    def duplicate_groups(self, found: Duplicates) -> pa.Table:
+        """Give the rows that have duplicates: group, `_row_id`, whether it is the one to keep, similarity to that.
+
+        Raises:
+            IncompleteError: the file is missing or damaged.
+        """
+        return read_groups(self.store, found)
+
+    def export(
+        self, table: str, target: str, layout: Literal["lance", "clip-retrieval", "atlas"] = "lance", **options: Any
+    ) -> Exported:  # of the export's own
+        """Write a table's rows for others: the rows that its receipts name, counted.
+
+        Args:
+            target: a folder (lance: what `lancedb.connect` takes; clip-retrieval), or a Parquet file (atlas, for
+                Embedding Atlas).
+            options: ``overwrite``; of lance ``name`` and ``columns``, of clip-retrieval ``file_rows``, of atlas
+                ``vectors`` and ``project``.
+
+        Raises:
+            InputError: there is no such table or layout, or something is in the place.
+            IncompleteError: a file of the table is missing or damaged.
+        """
+        exports: dict[str, Callable[..., Exported]] = {
+            "lance": export_lance,
+            "clip-retrieval": export_clip_retrieval,
+            "atlas": export_atlas,
+        }
+        if layout not in exports:
+            raise InputError(f"export: wanted a layout of {', '.join(exports)}, got {layout!r}")
+        return exports[layout](self.store, self._catalog.table_of(table), target, **options)
+
+    def load_dataset(self, table: str, **options: Any) -> Any:  # datasets.Dataset, which is untyped
+        """Give a table's rows as a Dataset of Hugging Face's ``datasets``, in the order of vector ids.
+
+        Raises:
+            ImportError: datasets is not installed.
+        """
+        return load_dataset(self.store, self._catalog.table_of(table), **options)
 
     def evaluate(
         self,

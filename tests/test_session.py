@@ -149,3 +149,32 @@ def test_mistakes_are_named_before_any_work(db: Session, folder: Path):
 def test_too_many_rejects_end_a_run_and_leave_what_was_done(db: Session, folder: Path):
     with pytest.raises(IncompleteError, match="more than max_reject_fraction"):
         db.generate_image_embeddings("pictures", MODEL, table="strict", max_reject_fraction=0.0)
+
+
+def test_vectors_go_out_and_come_in_again(db: Session, both: tuple[str, str], tmp_path: Path):
+    out = db.export(both[0], str(tmp_path / "clip"), "clip-retrieval")
+    rows = db.describe(both[0])["embedded"]
+    assert out.rows == rows
+    back = db.import_embeddings("back", str(tmp_path / "clip"), 64, layout="clip-retrieval", keep=["caption"])
+    assert (back.rows, back.embedded, back.rejected) == (rows, rows, {})
+    query = np.asarray(db.encode_text_query(MODEL, "a red star"))  # which knows of no space
+    found = [db.search(name, query=query, k=5).run()["_row_id"].to_pylist() for name in (back.table, both[0])]
+    assert found[0] == found[1]
+    with pytest.raises(InputError, match="no checkpoint is known of these vectors"):
+        db.search("back", text="a red star").run()
+    with pytest.raises(InputError, match="wanted a layout of lance, clip-retrieval, atlas, got 'csv'"):
+        db.export(both[0], str(tmp_path / "csv"), "csv")
+
+
+def test_folders_of_pictures_are_sources(db: Session, demo_rows: list[dict], tmp_path: Path):
+    for row in demo_rows[1:9]:
+        path = tmp_path / "pictures" / row["shape"] / f"{row['key']}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(row["image"])
+    made = db.add_pictures("loose", str(tmp_path / "pictures"))
+    assert made.rows == 8
+    embedded = db.generate_image_embeddings("loose", MODEL)
+    assert (embedded.rows, embedded.embedded) == (8, 8)
+    hit = db.search("loose", image=demo_rows[3]["image"], k=1).to_list()[0]
+    assert hit["key"] == f"{demo_rows[3]['shape']}/{demo_rows[3]['key']}.png"
+    assert hit["label"] == demo_rows[3]["shape"]

@@ -30,6 +30,7 @@ MODELS = {
     "jobs.vacuum": config.VacuumConfig,
     "jobs.redrive": config.RedriveConfig,
     "jobs.evaluate": config.EvaluateConfig,
+    "jobs.dedup": config.DedupConfig,
 }
 
 
