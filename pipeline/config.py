@@ -539,8 +539,8 @@ class DedupConfig(RunConfig):
     threshold: float = Field(default=0.95, gt=0.0, lt=1.0)
     """Similarity of two vectors from which on they may be of one picture."""
     confirm_below: float = Field(default=0.999, ge=0.0, le=1.0)
-    """Pairs of vectors below this count only where the pictures are alike too, if perceptual is among the stages; 0: all
-    count."""
+    """Pairs of vectors below this count only where the pictures are alike too, if perceptual is among the stages; 0:
+    all count."""
     likeness: float = Field(default=0.92, gt=0.0, lt=1.0)
     """Correlation of two small grey pictures from which on they are one."""
     hamming: int = Field(default=10, ge=0, le=20)

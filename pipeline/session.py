@@ -49,7 +49,7 @@ from pipeline.exchange.huggingface import load_dataset
 from pipeline.exchange.lance import export_lance
 from pipeline.exchange.manifest import Manifest, manifest
 from pipeline.exchange.target import Exported
-from pipeline.exchange.vectors_in import Imported, import_embeddings
+from pipeline.exchange.vectors_in import import_embeddings
 from pipeline.indexing.publish import Card, read_card, read_current
 from pipeline.searching.catalog import Catalog
 from pipeline.searching.encoder import Picture, Vectors
@@ -112,7 +112,6 @@ class Session:
         allow_pickle_weights: bool = False,
     ) -> None:
         self.store = Store(str(store))
-        self._roots: dict[str, tuple[str, ...]] = {}  # of sources that are references: where these may lead
         self._catalog = Catalog(self.store, dict(models or {}), allow_pickle_weights=allow_pickle_weights)
         if ray_address is not None:
             compute.start_ray(ray_address)
@@ -171,7 +170,7 @@ class Session:
         """
         fields = {"store": self.store.url, "name": name, "path": url, "kind": kind, **options}
         made = manifest(checked(ManifestConfig, fields))
-        self._roots[name] = made.roots
+        self.store.replace_json(_roots_file(name), {"roots": list(made.roots)})
         return made
 
     def sources(self) -> dict[str, SourceConfig]:
@@ -204,8 +203,8 @@ class Session:
         """
         known = self._catalog.source(source)
         own = {"image_column": image_column or known.image_column, "key_column": key or known.key_column}
-        roots = {"fetch": {"roots": self._roots[source]}} if source in self._roots else {}
-        fields = {"model": model, "source": {**known.model_dump(), **own}, **self._common(), **roots, **options}
+        followed = {"fetch": self._roots(source)}
+        fields = {"model": model, "source": {**known.model_dump(), **own}, **self._common(), **followed, **options}
         config = checked(BackfillConfig, fields)
         if table is None and own["image_column"] != known.image_column:
             column = re.sub(r"[^A-Za-z0-9._-]", "-", str(own["image_column"]))
@@ -221,7 +220,7 @@ class Session:
         table: str | None = None,
         index: bool = True,
         **options: Any,  # of ImportConfig
-    ) -> Imported:
+    ) -> Embedded:
         """Make a table of vectors that were made elsewhere: verified, normalised, and indexed.
 
         Args:
@@ -241,11 +240,7 @@ class Session:
         else:
             where = {"name": source, "path": vectors, "keep_columns": keep or ()}
         fields = {**self._common(), "source": where, "dimensions": dimensions, "table": table, **options}
-        imported = import_embeddings(checked(ImportConfig, fields))
-        if index:
-            texts = "none" if options.get("model") is None else "ours"
-            build_only(checked(IndexConfig, {**self._common(), "table": imported.table, "text_queries": texts}))
-        return imported
+        return self._import(checked(ImportConfig, fields), index=index)
 
     def refresh(self, table: str | None = None) -> Embedded:
         """Embed what a table's source has new, let go what is gone if it was asked to, and update the index.
@@ -257,8 +252,10 @@ class Session:
             RunError: as `generate_image_embeddings` says.
         """
         name = find_table(self.store, None) if table is None else self._catalog.table_of(table)
-        asked = self.store.read_json(f"{table_folder(name)}/config.json")
-        return self._embed(checked(BackfillConfig, {**asked, **self._common(), "table": name}), index=True)
+        asked = {**self.store.read_json(f"{table_folder(name)}/config.json"), **self._common(), "table": name}
+        if "dimensions" in asked:  # of vectors that were made elsewhere
+            return self._import(checked(ImportConfig, asked), index=True)
+        return self._embed(checked(BackfillConfig, asked), index=True)
 
     def build_index(self, table: str | None = None, **options: Any) -> Card:  # of IndexConfig
         """Build, measure and publish a table's index; its card says what was measured.
@@ -517,6 +514,21 @@ class Session:
     def _common(self) -> dict[str, Any]:
         return {"store": self.store.url, "allow_pickle_weights": self._catalog.allow_pickle_weights}
 
+    def _roots(self, source: str) -> dict[str, Any]:  # of FetchConfig
+        """Say where a source's references may lead, where it is one of references that were made here."""
+        try:
+            return self.store.read_json(_roots_file(source))
+        except FileNotFoundError:
+            return {}
+
+    def _import(self, config: ImportConfig, *, index: bool) -> Embedded:
+        imported, version = import_embeddings(config), None
+        if index:
+            texts = "none" if config.model is None else "ours"
+            fields = {**self._common(), "table": imported.table, "text_queries": texts}
+            version = build_only(checked(IndexConfig, fields)).version
+        return Embedded(**asdict(imported), index=version)
+
     def _embed(self, config: BackfillConfig, *, index: bool) -> Embedded:
         version = None
         if index:
@@ -537,6 +549,10 @@ class Session:
             kind["row_id"] = asked["row_id"]
         found = self.search(asked["table"], k=int(asked.get("k", 10)), **kind)
         return (found if condition is None else found.filter(condition)).run()
+
+
+def _roots_file(source: str) -> str:
+    return f"sources/{source}/roots.json"
 
 
 def _embedded(report: Report, version: str | None) -> Embedded:

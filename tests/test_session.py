@@ -160,6 +160,7 @@ def test_vectors_go_out_and_come_in_again(db: Session, both: tuple[str, str], tm
     query = np.asarray(db.encode_text_query(MODEL, "a red star"))  # which knows of no space
     found = [db.search(name, query=query, k=5).run()["_row_id"].to_pylist() for name in (back.table, both[0])]
     assert found[0] == found[1]
+    assert db.refresh("back").index == back.index
     with pytest.raises(InputError, match="no checkpoint is known of these vectors"):
         db.search("back", text="a red star").run()
     with pytest.raises(InputError, match="wanted a layout of lance, clip-retrieval, atlas, got 'csv'"):
@@ -173,7 +174,8 @@ def test_folders_of_pictures_are_sources(db: Session, demo_rows: list[dict], tmp
         path.write_bytes(row["image"])
     made = db.add_pictures("loose", str(tmp_path / "pictures"))
     assert made.rows == 8
-    embedded = db.generate_image_embeddings("loose", MODEL)
+    with pipeline.connect(db.store.url) as later:  # which was not told where the pictures are
+        embedded = later.generate_image_embeddings("loose", MODEL)
     assert (embedded.rows, embedded.embedded) == (8, 8)
     hit = db.search("loose", image=demo_rows[3]["image"], k=1).to_list()[0]
     assert hit["key"] == f"{demo_rows[3]['shape']}/{demo_rows[3]['key']}.png"

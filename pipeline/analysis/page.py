@@ -1,7 +1,7 @@
 """Values in, one HTML page out that needs nothing beside itself: what all pages have in common.
 
-No script, no resource of any other file or server: charts are inline SVG, pictures are in the page. Ids, errors and URLs
-are other people's bytes: all text is escaped by the template, and what could turn or break text is taken out here.
+No script, no resource of any other file or server: charts are inline SVG, pictures are in the page. Ids, errors and
+URLs are other people's bytes: all text is escaped by the template, and what could turn or break text is taken out here.
 """
 
 import base64

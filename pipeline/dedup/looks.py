@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.analysis.source import Source, open_source
+from pipeline.dedup.alike import colours
 from pipeline.dedup.hashes import GREY_PX, NO_HASH, hashes
 from pipeline.dedup.pieces import Arrays, Counts, Piece, digest, made
 from pipeline.dedup.plan import Plan, span_jobs
@@ -37,9 +38,10 @@ def looks(plan: Plan, copies: NDArray[np.int64]) -> list[Piece]:
 def look(
     store_url: str, table: str, spans: list[Span], compared: NDArray[np.bool_], record: TableRecord
 ) -> tuple[Arrays, Counts]:
-    """Decode the pictures of some units: arrays ``ids`` (n,), ``grey`` (n, GREY_PX, GREY_PX) uint8, ``hash`` (n,)."""
+    """Decode the pictures of some units: ids (n,), grey (n, GREY_PX, GREY_PX), colour (n, 4) and hash (n,)."""
     store, ids = Store(store_url), live_ids(spans)
     grey, seen = np.zeros((len(ids), GREY_PX, GREY_PX), np.uint8), np.zeros(len(ids), np.bool_)
+    colour = np.zeros((len(ids), 4), np.int16)
     source = open_source(store, table_folder(table), record, ())
     sandbox, first = Sandbox(_spec(record, source.limits)), 0
     try:
@@ -47,6 +49,7 @@ def look(
             for ranks, images in _shown(store, table, record, source, span, compared):
                 pixels, outcomes = sandbox.pixels(images)
                 grey[first + ranks] = np.einsum("nchw,c->nhw", pixels, LUMA).round().astype(np.uint8)
+                colour[first + ranks] = colours(pixels)
                 seen[first + ranks] = [outcome is None for outcome in outcomes]
             first += span.rows
     finally:
@@ -56,7 +59,7 @@ def look(
         "pictures_unseen": int((compared[ids] & ~seen).sum()),
         "pictures_blank": int((seen & (found == NO_HASH)).sum()),
     }
-    return {"ids": ids, "grey": grey, "hash": found}, counts
+    return {"ids": ids, "grey": grey, "colour": colour, "hash": found}, counts
 
 
 def _spec(record: TableRecord, limits: Limits) -> PreprocessSpec:

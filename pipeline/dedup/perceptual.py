@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dedup.alike import likeness
+from pipeline.dedup.alike import have_one_colour, likeness
 from pipeline.dedup.hashes import NO_HASH, Bands, forms
 from pipeline.dedup.pairs import NO_PAIRS, Pairs, joined, pairs, thinned
 from pipeline.dedup.pieces import Arrays, Counts, Piece, digest, made, mapped, pairs_of, range_jobs, ranges
@@ -72,7 +72,8 @@ def compare(
         grey = [mapped(store, piece, "grey", Path(scratch)) for piece in seen]
         order = np.argsort(ids)
         one, other = (order[np.searchsorted(ids, ends, sorter=order)] for ends in (here.a, here.b))
-        both = np.flatnonzero(shown[one] & shown[other])
+        colour = np.concatenate([mapped(store, piece, "colour", Path(scratch)) for piece in seen])
+        both = np.flatnonzero(shown[one] & shown[other] & have_one_colour(colour[one], colour[other]))
         found[both] = likeness(_taken(grey, one[both]), _taken(grey, other[both]), enough)
     return {"likeness": found}, {}
 

@@ -82,11 +82,6 @@ class Groups:
     is_keeper: NDArray[np.bool_]
     similarity: NDArray[np.float32]
 
-    @property
-    def count(self) -> int:
-        """How many groups there are."""
-        return int(np.count_nonzero(self.is_keeper))
-
     def of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give the groups of some rows; NO_GROUP of those that are alone."""
         if not len(self.ids):

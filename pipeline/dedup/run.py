@@ -93,11 +93,12 @@ def _made(planned: Plan, lease: Lease, run: Run | None) -> Duplicates:
         record.write_edges(planned, found, place)
         record.write_groups(planned, found, rows, place)
         card = _card(planned, found, rows, measured, timer.seconds)
+        _check_counts(card)
         (place / record.REPORT).write_text(render(card, found, sheets(planned, found, rows)), encoding="utf-8")
         lease.confirm()
         card = replace(card, sha256=record.put(planned, place))
     lease.confirm()
-    record.write_card(planned.store, replace(card, seconds=timer.seconds))
+    record.write_card(planned.store, card)
     return card
 
 
@@ -130,7 +131,7 @@ def _card(
         rows=len(planned.ids),
         alone=len(planned.ids) - len(rows.ids),
         grouped=len(rows.ids),
-        groups=rows.count,
+        groups=len(np.unique(rows.group)),
         keepers=int(rows.is_keeper.sum()),
         dropped=int((~rows.is_keeper).sum()),
         edges={name: int(stage.joins.sum()) for name, stage in found.stages.items()},
@@ -140,6 +141,12 @@ def _card(
         seconds=seconds,
         sha256={},
     )
+
+
+def _check_counts(card: Duplicates) -> None:
+    closes = card.keepers == card.groups and card.keepers + card.dropped == card.grouped
+    if not closes or card.alone + card.grouped != card.rows or card.alone < 0:
+        raise RuntimeError(f"duplicates {card.table}/{card.id}: counts do not close: {asdict(card)}")
 
 
 class _Timer:

@@ -39,7 +39,7 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def made_table(copies: Path, store: Path, **others: object) -> Store:
+def made_table(copies: Path, store: Path | str, **others: object) -> Store:
     """Embed the copies by an encoder that knows nothing of pictures, and index them."""
     embed(config(copies, store, source={"keep_columns": ("number", "label")}, **others))
     build(IndexConfig(store=str(store)))

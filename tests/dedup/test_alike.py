@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dedup.alike import likeness
+from pipeline.dedup.alike import colours, have_one_colour, likeness
 from pipeline.dedup.hashes import GREY_PX
 from tests.dedup.test_hashes import pictures
 
@@ -43,3 +43,13 @@ def test_different_pictures_are_not_alike_and_blank_ones_like_nothing():
 def test_pictures_of_another_size_are_refused():
     with pytest.raises(ValueError, match="wanted pictures of 32 x 32"):
         likeness(np.zeros((1, 8, 8), np.uint8), np.zeros((1, 8, 8), np.uint8), 0.9)
+
+
+def test_colours_tell_pictures_apart_that_are_alike_in_grey():
+    ground = np.full((4, 3, 32, 32), 150, np.uint8)
+    for picture, colour in zip(ground, [(214, 40, 40), (40, 80, 210), (214, 40, 40), (190, 60, 50)], strict=True):
+        picture[:, 8:20, 8:20] = np.array(colour, np.uint8)[:, None, None]
+    found = colours(ground)
+    assert have_one_colour(found[[0, 0, 0]], found[[1, 2, 3]]).tolist() == [False, True, True]
+    mirrored = colours(np.ascontiguousarray(ground[:, :, :, ::-1]))
+    assert (mirrored == found).all()

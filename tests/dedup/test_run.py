@@ -149,6 +149,16 @@ def test_pictures_are_taken_from_thumbnails_where_the_table_keeps_them(copies: P
 
 
 @pytest.mark.usefixtures("light_encoder")
+def test_an_object_store_gets_the_same_as_a_disk(copies: Path, s3: str, table: Store):
+    store = made_table(copies, f"{s3}/duplicates")
+    card = find(store)
+    assert set(store.files(card.folder)) == {*card.sha256, "card.json"}
+    rows = pq.read_table(store.path(f"{card.folder}/groups.parquet"), filesystem=store.filesystem)
+    assert rows.to_pylist() == pq.read_table(table.path(f"{find(table).folder}/groups.parquet")).to_pylist()
+    assert find(store) == card
+
+
+@pytest.mark.usefixtures("light_encoder")
 def test_what_the_source_has_no_more_is_counted_and_a_table_that_grew_is_refused(tmp_path: Path):
     corpus = tmp_path / "corpus"
     for number in range(2):
