@@ -135,6 +135,27 @@ REJECTS_SCHEMA = pa.schema(
     ]
 )
 
+# What is found of duplicates: pairs of rows, by the stage that found them, and the rows of groups.
+DUPLICATE_EDGES_SCHEMA = pa.schema(
+    [
+        pa.field("row_id_a", pa.string(), nullable=False),
+        pa.field("row_id_b", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),  # of vectors; of small pictures where it is perceptual
+        pa.field("hamming", pa.int16()),  # bits in which hashes differ; null where they were not compared
+        pa.field("joins", pa.bool_(), nullable=False),  # no: only kept to be looked at
+    ]
+)
+DUPLICATE_GROUPS_SCHEMA = pa.schema(
+    [
+        pa.field("group", pa.int64(), nullable=False),
+        pa.field(ROW_ID, pa.string(), nullable=False),
+        pa.field("is_keeper", pa.bool_(), nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),  # of its vector and the keeper's
+        pa.field("stages", pa.list_(pa.string()), nullable=False),  # that join it to another of its group
+    ]
+)
+
 FILE_TYPE = pa.struct([("path", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())])
 
 # What the write step reports to the driver: a run of consecutive rows of one unit, and the files they lie in.

@@ -79,7 +79,7 @@ def by_kind(groups: pa.Table, edges: pa.Table, labels: pa.Table) -> list[Kind]:
     """
     scene = dict(zip(labels["key"].to_pylist(), labels["scene"].to_pylist(), strict=True))
     kind = dict(zip(labels["key"].to_pylist(), labels["kind"].to_pylist(), strict=True))
-    group = dict(zip(groups["row_id"].to_pylist(), groups["group"].to_pylist(), strict=True))
+    group = dict(zip(groups["_row_id"].to_pylist(), groups["group"].to_pylist(), strict=True))
     members: dict[int, list[str]] = {}
     for key, number in group.items():
         members.setdefault(number, []).append(key)

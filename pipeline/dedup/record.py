@@ -1,7 +1,7 @@
 """What rests of a run: edges and groups as Parquet, and the card that is written last and says whether it is whole.
 
     <store>/duplicates/<table>/<id>/edges/*.parquet    row_id_a, row_id_b, stage, similarity, hamming, joins
-    <store>/duplicates/<table>/<id>/groups.parquet     group, row_id, is_keeper, similarity to the keeper, stages
+    <store>/duplicates/<table>/<id>/groups.parquet     group, _row_id, is_keeper, similarity to the keeper, stages
     <store>/duplicates/<table>/<id>/report.html, card.json
 
 Rows without a duplicate are in no group; what to drop are the rows of groups that are no keepers.
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline import schema
 from pipeline.dedup.edges import Found
 from pipeline.dedup.groups import NO_GROUP
 from pipeline.dedup.pairs import NO_HAMMING, Pairs
@@ -27,26 +28,6 @@ from pipeline.store import Store
 CARD, GROUPS, EDGES, REPORT = "card.json", "groups.parquet", "edges", "report.html"
 FILE_ROWS = 1 << 20  # edges in one file
 VECTORS_AT_ONCE = 1 << 14
-
-EDGES_SCHEMA = pa.schema(
-    [
-        pa.field("row_id_a", pa.string(), nullable=False),
-        pa.field("row_id_b", pa.string(), nullable=False),
-        pa.field("stage", pa.string(), nullable=False),
-        pa.field("similarity", pa.float32(), nullable=False),  # of vectors; of small pictures where it is perceptual
-        pa.field("hamming", pa.int16()),  # bits in which hashes differ; null where they were not compared
-        pa.field("joins", pa.bool_(), nullable=False),  # no: only kept to be looked at
-    ]
-)
-GROUPS_SCHEMA = pa.schema(
-    [
-        pa.field("group", pa.int64(), nullable=False),
-        pa.field("row_id", pa.string(), nullable=False),
-        pa.field("is_keeper", pa.bool_(), nullable=False),
-        pa.field("similarity", pa.float32(), nullable=False),  # of its vector and the keeper's
-        pa.field("stages", pa.list_(pa.string()), nullable=False),  # that join it to another of its group
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -102,7 +83,7 @@ def write_edges(plan: Plan, found: Found, place: Path) -> None:
             )
             number += 1
     if not number:
-        pq.write_table(EDGES_SCHEMA.empty_table(), place / EDGES / "part-00000.parquet")
+        pq.write_table(schema.DUPLICATE_EDGES_SCHEMA.empty_table(), place / EDGES / "part-00000.parquet")
 
 
 def write_groups(plan: Plan, found: Found, groups: Groups, place: Path) -> None:
@@ -112,12 +93,12 @@ def write_groups(plan: Plan, found: Found, groups: Groups, place: Path) -> None:
     table = pa.table(
         {
             "group": groups.group[order],
-            "row_id": row_ids(plan, groups.ids[order]),
+            schema.ROW_ID: row_ids(plan, groups.ids[order]),
             "is_keeper": groups.is_keeper[order],
             "similarity": groups.similarity[order],
             "stages": stages.take(pa.array(order)),
         },
-        GROUPS_SCHEMA,
+        schema.DUPLICATE_GROUPS_SCHEMA,
     )
     pq.write_table(table, place / GROUPS)
 
@@ -172,7 +153,7 @@ def check_files(store: Store, card: Duplicates, scratch: Path) -> None:
 
 
 def read_groups(store: Store, card: Duplicates) -> pa.Table:
-    """Read the rows of groups, as GROUPS_SCHEMA has them.
+    """Read the rows of groups, as `schema.DUPLICATE_GROUPS_SCHEMA` has them.
 
     Raises:
         IncompleteError: the file is missing or damaged.
@@ -190,7 +171,7 @@ def _edges(plan: Plan, stage: str, pairs: Pairs, joins: NDArray[np.bool_]) -> pa
         "hamming": pa.array(pairs.hamming, pa.int16(), mask=pairs.hamming == NO_HAMMING),
         "joins": joins,
     }
-    return pa.table(columns, EDGES_SCHEMA)
+    return pa.table(columns, schema.DUPLICATE_EDGES_SCHEMA)
 
 
 def _stages(found: Found, groups: Groups) -> pa.Array:

@@ -67,4 +67,4 @@ def groups_of(store: Store, folder: str) -> dict[frozenset[str], str]:
     assert list(members) == list(range(len(members)))
     for each in members.values():
         assert [row["is_keeper"] for row in each] == [True] + [False] * (len(each) - 1)
-    return {frozenset(row["row_id"] for row in each): each[0]["row_id"] for each in members.values()}
+    return {frozenset(row["_row_id"] for row in each): each[0]["_row_id"] for each in members.values()}

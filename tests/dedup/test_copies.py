@@ -44,7 +44,7 @@ def test_counts_by_kind_are_what_they_say():
             "kind": ["original", "cropped", "blurred"] * 2,
         }
     )
-    groups = pa.table({"row_id": ["a", "a1", "b", "b2"], "group": [0, 0, 0, 0]})
+    groups = pa.table({"_row_id": ["a", "a1", "b", "b2"], "group": [0, 0, 0, 0]})
     edges = pa.table({"row_id_a": ["a", "b"], "row_id_b": ["a1", "b2"], "joins": [True, False]})
     found = {one.kind: one for one in by_kind(groups, edges, labels)}
     assert (found["cropped"].recall, found["cropped"].recall_alone) == (0.5, 0.5)  # of a1 and b1

@@ -13,10 +13,11 @@ import pytest
 import ray
 
 from pipeline.config import DedupConfig
-from pipeline.dedup.record import EDGES_SCHEMA, GROUPS_SCHEMA, Duplicates
+from pipeline.dedup.record import Duplicates
 from pipeline.dedup.run import find_duplicates
 from pipeline.errors import InputError, LeaseHeldError
 from pipeline.lease import Lease
+from pipeline.schema import DUPLICATE_EDGES_SCHEMA, DUPLICATE_GROUPS_SCHEMA
 from pipeline.store import Store
 from tests.conftest import ROOT, encoded, write_shard
 from tests.dedup.conftest import groups_of, made_table, vectors_table
@@ -64,13 +65,13 @@ def test_copies_are_found_and_the_largest_is_kept(table: Store):
     assert card.groups == card.keepers == 15
     assert card.grouped == card.keepers + card.dropped == 35
     edges = edges_of(table, card)
-    assert edges.schema == EDGES_SCHEMA
+    assert edges.schema == DUPLICATE_EDGES_SCHEMA
     assert edges.num_rows == len({(row["row_id_a"], row["row_id_b"], row["stage"]) for row in edges.to_pylist()})
     joining = edges.filter(edges["joins"])
     assert {name: pc.sum(pc.equal(joining["stage"], name)).as_py() for name in card.edges} == card.edges
     rows = pq.read_table(table.path(f"{card.folder}/groups.parquet"))
-    assert rows.schema == GROUPS_SCHEMA
-    stages = dict(zip(rows["row_id"].to_pylist(), rows["stages"].to_pylist(), strict=True))
+    assert rows.schema == DUPLICATE_GROUPS_SCHEMA
+    stages = dict(zip(rows["_row_id"].to_pylist(), rows["stages"].to_pylist(), strict=True))
     assert stages["row-00040"] == ["exact"]
     assert "perceptual" in stages["row-00010"]
     assert not table.files(f"{card.folder}/work")
