@@ -541,8 +541,8 @@ class DedupConfig(RunConfig):
     confirm_below: float = Field(default=0.999, ge=0.0, le=1.0)
     """Pairs of vectors below this count only where the pictures are alike too, if perceptual is among the stages; 0:
     all count."""
-    likeness: float = Field(default=0.92, gt=0.0, lt=1.0)
-    """Correlation of two small grey pictures from which on they are one."""
+    likeness: float = Field(default=0.85, gt=0.0, lt=1.0)
+    """Correlation of the spectra of two small grey pictures from which on they are one."""
     hamming: int = Field(default=10, ge=0, le=20)
     """Bits of 64 in which the hashes of pictures may differ that are compared at all."""
     max_steps: float = Field(default=1.5, ge=1.0)

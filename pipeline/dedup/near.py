@@ -2,8 +2,8 @@
 
 Rows that are alike mostly lie in one list, or in lists side by side. So first every row says which other lists it lies
 nearly as near to as to its own; then every list's rows are compared with each other and with its visitors. A pair is
-missed only if neither row visits the other's list; how many are is measured (recall.py). It costs n rows times a few
-lists, never n x n, and no row is assigned to a list anew. Without lists, blocks of rows are compared with blocks.
+missed only if neither row visits the other's list; how many are is measured (recall.py). It costs n rows times the
+centroids and a few lists, never n x n. Without lists, blocks of rows are compared with blocks.
 """
 
 import tempfile
@@ -17,19 +17,20 @@ from pipeline.dedup.contents import equal_rows
 from pipeline.dedup.pairs import NO_PAIRS, Pairs, joined, pairs, thinned
 from pipeline.dedup.pieces import Arrays, Counts, Piece, digest, made, mapped, pairs_of, range_jobs, ranges
 from pipeline.dedup.plan import Plan, opened
-from pipeline.indexing.exact import Exact, Selection
+from pipeline.indexing.exact import NO_SCORE, Exact, Selection
 from pipeline.indexing.index import Index, inner_ivf, transformed
 from pipeline.indexing.lists import ids_of, lengths
 from pipeline.store import Store
 
 PIECE_ROWS = 50_000  # whose lists make a piece: some seconds of work
 BLOCK_ROWS = 8192  # compared with each other, where there are no lists
-TILE = 1 << 22  # scores at a time: 16 MiB, and if all of them are pairs, 300 MiB for a moment
-# Lists near a row's own, by their centroids, among which it looks for lists to visit. Of 1,640 planted pairs among
-# 10^6 x 512 in 4,000 lists, 0.884 lie in one list; with a margin of 0.25, 64, 128 and 256 lists make it 0.988, 0.990
-# and 0.993, as many as with a margin of 0.5 (2026-11-25).
-NEAR_LISTS = 512
-MOST_VISITS = 16  # lists, of one row; 2.3 in the mean, there
+TILE_ROWS = 2048  # compared with as many others at a time: 16 MiB of scores
+CROWD = 1024  # rows near another, before it, past which it is compared no further
+SCORES_AT_ONCE = 1 << 24  # of rows against centroids: 64 MiB
+# Every row is compared with all centroids, which costs what filling the index did: 55 s of one core at 10^6 x 512.
+# Among the 64 lists whose centroids are nearest to the own one's 0.985 of planted pairs were found, among all 0.9999:
+# where lists are of many sizes, one row in ten visits a list farther away (2026-11-25).
+MOST_VISITS = 16  # lists, of one row
 # A list is visited if its centroid scores so much less than the own list's, in distances of a pair at the threshold.
 MARGIN = 0.25
 
@@ -62,18 +63,18 @@ def visiting(
     """Say which rows of some lists visit which others: arrays ``to`` and ``row``, ordered by both."""
     index = opened(*place).index
     middles = inner_ivf(index.whole).quantizer.reconstruct_n(0, index.nlist)
-    scores = middles[low:high] @ middles.T
-    count = min(NEAR_LISTS, len(middles))
-    near = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-    margin = MARGIN * np.sqrt(2 - 2 * floor)
+    margin, step = MARGIN * np.sqrt(2 - 2 * floor), max(1, SCORES_AT_ONCE // index.nlist)
     to, row = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for own, others in zip(range(low, high), near, strict=True):
+    for own in range(low, high):
         ids = members(index, own, compared)
-        lists = others[others != own]
-        x = transformed(index.whole, _unit(index.exact, ids))
-        which, where = _visited(x @ middles[lists].T, x @ middles[own] - margin)
-        row.append(ids[which])
-        to.append(lists[where])
+        for first in range(0, len(ids), step):
+            some = ids[first : first + step]
+            scores = transformed(index.whole, _unit(index.exact, some)) @ middles.T
+            least = scores[:, own] - margin
+            scores[:, own] = NO_SCORE
+            which, where = _visited(scores, least)
+            row.append(some[which])
+            to.append(where)
     rows, lists = np.concatenate(row), np.concatenate(to)
     order = np.lexsort((rows, lists))
     return {"to": lists[order], "row": rows[order]}, {}
@@ -129,9 +130,10 @@ def _list_ranges(index: Index) -> list[tuple[int, int]]:
 
 def _visited(scores: NDArray[np.float32], least: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Choose, of each row's scores (n, lists), the best MOST_VISITS that reach its least one: places (m,) and (m,)."""
-    if scores.shape[1] > MOST_VISITS:
-        limit = -np.partition(-scores, MOST_VISITS - 1, axis=1)[:, MOST_VISITS - 1]
-        least = np.maximum(least, limit)
+    crowded = np.flatnonzero((scores >= least[:, None]).sum(axis=1) > MOST_VISITS)
+    if len(crowded):
+        limit = -np.partition(-scores[crowded], MOST_VISITS - 1, axis=1)[:, MOST_VISITS - 1]
+        least[crowded] = np.maximum(least[crowded], limit)
     which, where = np.nonzero(scores >= least[:, None])
     return which, where
 
@@ -155,15 +157,29 @@ def _compared(exact: Exact, ids: NDArray[np.int64], guests: NDArray[np.int64], f
     """Compare rows with each other and with guests. Of rows with one vector the first stands for the others."""
     if not len(ids):
         return NO_PAIRS, 0
-    x = _unit(exact, ids)
-    same = equal_rows(ids, _fingerprints(x))
-    stands = ~np.isin(ids, same.b)
-    x, ids = x[stands], ids[stands]
+    x, ids, same = _distinct(exact, ids)
     found, left_out = _alike(x, ids, x, ids, floor, is_self=True)
     if len(guests):
         some, fewer = _alike(_unit(exact, guests), guests, x, ids, floor)
         found, left_out = joined([found, some]), left_out + fewer
     return joined([same, found]), left_out
+
+
+def _distinct(exact: Exact, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64], Pairs]:
+    """Read rows, of those with one vector only the first: vectors, ids, and pairs of the others with it.
+
+    However many rows are equal, no more of them are in memory than a tile has.
+    """
+    kept, marks = [], np.empty(0, np.uint64)
+    for first in range(0, len(ids), TILE_ROWS):
+        x = _unit(exact, ids[first : first + TILE_ROWS])
+        mine = _fingerprints(x)
+        is_new = np.zeros(len(mine), np.bool_)
+        is_new[np.unique(mine, return_index=True)[1]] = True
+        kept.append(x[is_new & ~np.isin(mine, marks)])
+        marks = np.concatenate([marks, mine])
+    same = equal_rows(ids, marks[:, None])
+    return np.concatenate(kept), ids[~np.isin(ids, same.b)], same
 
 
 def _alike(
@@ -175,24 +191,58 @@ def _alike(
     *,
     is_self: bool = False,
 ) -> tuple[Pairs, int]:
-    """Compare rows (n, d) with others (m, d), a tile of scores at a time, thinned out where rows are crowded."""
-    found, left_out, step = [], 0, max(1, TILE // max(1, len(y)))
-    for first in range(0, len(x), step):
-        start = first if is_self else 0
-        scores = x[first : first + step] @ y[start:].T
-        which, where = np.nonzero(scores >= floor)
-        if is_self:
-            which, where = (one[where > which] for one in (which, where))
-        some, fewer = thinned(pairs(ids[first + which], others[start + where], scores[which, where]))
-        found.append(some)
-        left_out += fewer
-    return joined(found), left_out
+    """Compare others (m, d) with rows (n, d), a tile of scores at a time, thinned out where rows are crowded."""
+    parts = [
+        _first_alike(
+            x[: first + TILE_ROWS] if is_self else x,
+            ids,
+            y[first : first + TILE_ROWS],
+            others[first : first + TILE_ROWS],
+            floor,
+            first if is_self else len(x),
+        )
+        for first in range(0, len(others), TILE_ROWS)
+    ]
+    return joined(some for some, _ in parts), sum(left_out for _, left_out in parts)
+
+
+def _first_alike(
+    x: NDArray[np.float32],
+    ids: NDArray[np.int64],
+    y: NDArray[np.float32],
+    others: NDArray[np.int64],
+    floor: float,
+    place: int,
+) -> tuple[Pairs, int]:
+    """Pair each of some others with the rows that score enough, until it has met a crowd; keep the best of these.
+
+    So of n rows that are all alike each is compared with the first ones only, and all hang on these: thinned after
+    each tile, but compared with all, 8,000 took 78 s and kept 3.9 million pairs (2026-11-25).
+
+    Args:
+        place: where in ``x`` the others begin themselves: each meets the rows before it.
+    """
+    found, left, here = [], np.full(len(others), CROWD), np.arange(len(others))
+    for first in range(0, len(x), TILE_ROWS):
+        scores = x[first : first + TILE_ROWS] @ y[here].T
+        near = scores >= floor
+        if first + len(scores) > place:
+            near &= np.arange(first, first + len(scores))[:, None] < (place + here)[None]
+        if (near.sum(axis=0) > left[here]).any():
+            near &= np.cumsum(near, axis=0, dtype=np.int32) <= left[here]
+        which, where = np.nonzero(near)
+        found.append(pairs(ids[first + which], others[here[where]], scores[which, where]))
+        left[here] -= near.sum(axis=0)
+        here = here[left[here] > 0]
+        if not len(here):
+            break
+    return thinned(joined(found))
 
 
 def _fingerprints(x: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """Tell vectors (n, d) apart by 64 bits (n, 1): sorting by all coordinates would take d times as long."""
+    """Tell vectors (n, d) apart by 64 bits (n,): sorting by all coordinates would take d times as long."""
     odd = np.random.default_rng(0).integers(0, 1 << 63, x.shape[1], np.uint64) * 2 + 1
-    return np.asarray((np.ascontiguousarray(x).view(np.uint32).astype(np.uint64) @ odd)[:, None])
+    return np.asarray(np.ascontiguousarray(x).view(np.uint32).astype(np.uint64) @ odd)
 
 
 def _unit(exact: Exact, ids: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from pipeline.searching.index import OpenIndex, open_index
 from pipeline.store import Store
 from pipeline.table import TableRecord, live_receipts, read_receipts, read_record, table_folder
 
-FORMAT = 3  # of all that is written: another one has other ids
+FORMAT = 4  # of all that is written: another one has other ids
 
 
 @dataclass(frozen=True)

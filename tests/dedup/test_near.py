@@ -29,7 +29,7 @@ def slow_pairs(vectors: np.ndarray, floor: float) -> dict[tuple[int, int], float
 def test_pairs_are_those_of_comparing_all_with_all(tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pipeline.dedup.near.PIECE_ROWS", 700)
     monkeypatch.setattr("pipeline.dedup.near.BLOCK_ROWS", 800)
-    monkeypatch.setattr("pipeline.dedup.near.TILE", 30_000)
+    monkeypatch.setattr("pipeline.dedup.near.TILE_ROWS", 37)
     vectors = with_copies(2000)
     store = vectors_table(tmp_path / "s", vectors, factory)
     plan = planned(store, threshold=0.96, look_below=0.02)
@@ -74,7 +74,7 @@ def test_a_crowd_of_nearly_equal_rows_is_joined_without_all_its_pairs(tmp_path: 
     plan = planned(vectors_table(tmp_path / "s", vectors, "IVF4,SQfp16"))
     found, left_out = near_vectors(plan, NOTHING)
     assert len(found) < 2000 * 64 * 5
-    assert left_out > 1_000_000
+    assert left_out > 100_000
     assert len(np.unique(recall.components(found.a, found.b, 2000))) == 1
 
 
