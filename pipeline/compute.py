@@ -15,10 +15,13 @@ from typing import Any
 import ray
 from ray.data import DataContext
 from ray.data.exceptions import ExecutionTimeoutError
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from pipeline.errors import IncompleteError, InputError, RunError, storage_failed
 from pipeline.filesystem import STORE_ERRORS
 from pipeline.machine import available_cpus
+
+logger = logging.getLogger(__name__)
 
 # Actors are placed before tasks, so pools that take every logical CPU leave none for the reads that feed them and hang
 # (Ray issue 44687). Actors here ask for little and tasks for a quarter; four logical CPUs are always enough.
@@ -110,6 +113,30 @@ def start_ray(address: str | None = None) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours counts rows that are written
     context.print_on_execution_start = False
+
+
+def await_resources(gpus: int, cpus: int, timeout_s: float) -> None:
+    """Ask for what a run wants and wait until all of it is there and free: an autoscaler starts nodes for it.
+
+    A placement group says what is wanted, and ends with the process that made it, however that ends.
+
+    Raises:
+        IncompleteError: it was not there in time.
+    """
+    bundles = [{"GPU": 1.0}] * gpus + [{"CPU": 1.0}] * cpus
+    if not bundles:
+        return
+    logger.info("waiting_for_gpus=%d cpus=%d timeout_s=%.0f", gpus, cpus, timeout_s)
+    wanted = placement_group(bundles)
+    try:
+        if not wanted.wait(timeout_s):
+            free = ray.available_resources()
+            raise IncompleteError(
+                f"cluster: {free.get('GPU', 0):g} GPUs and {free.get('CPU', 0):g} CPUs are free after {timeout_s:g} s; "
+                f"wanted {gpus} and {cpus} (wait.gpus, wait.cpus); run the same command again"
+            )
+    finally:
+        remove_placement_group(wanted)
 
 
 def nodes() -> list[dict[str, float]]:
