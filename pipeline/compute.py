@@ -169,6 +169,11 @@ def pools(request: Request) -> Pools:
     return _fitted_to_memory(_shares(workers, request), workers, request)
 
 
+def decoders_of(cpus: int) -> int:
+    """Say how many of these CPUs decode where there are GPUs: all but one in eight, which read, write and feed them."""
+    return max(1, cpus - max(2, cpus // 8))
+
+
 def get(results: Any) -> Any:  # a reference or several, to whatever the tasks gave
     """Do as ray.get; an error of ours that a task raised is raised as it was."""
     try:
@@ -213,7 +218,7 @@ def _shares(nodes: list[dict[str, float]], request: Request) -> Pools:
     cpus = [int(node["CPU"]) for node in nodes]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
-        preprocessors = max(1, sum(cpus) - max(2, sum(cpus) // 8))
+        preprocessors = decoders_of(sum(cpus))
         preprocessor_cpus = min(1.0, sum(cpus) / 2 / preprocessors)
         readers, encoders, threads, block_rows = max(2, preprocessors // 2), gpus, None, GPU_BLOCK_ROWS
         write_rows = request.unit_rows

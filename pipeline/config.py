@@ -195,11 +195,23 @@ class ModelConfig(Config):
     encode: EncodeConfig = EncodeConfig()
 
 
+class WaitConfig(Config):
+    """What a cluster must have before a run starts: autoscalers bring it only to those who ask."""
+
+    gpus: int = Field(default=0, ge=0)
+    """GPUs to ask for and wait for; 0: those that are there."""
+    cpus: int = Field(default=0, ge=0)
+    """CPUs, beside those that come with the GPUs or among them."""
+    timeout_s: float = Field(default=1800.0, gt=0.0)
+    """How long; then the run ends with status 3."""
+
+
 class EmbedConfig(ModelConfig, RunConfig):
     """Embed every image of a source: python -m jobs.embed."""
 
     source: SourceConfig
     fetch: FetchConfig = FetchConfig()
+    wait: WaitConfig = WaitConfig()
     unit_rows: PositiveInt = 8192
     """Rows planned, written and committed together; what a crash costs, and one receipt each."""
     memory_budget: ByteSize | None = None
@@ -294,11 +306,55 @@ class PlanConfig(BackfillConfig):
     """Print JSON in place of a table."""
 
 
+class CapacityConfig(Config):
+    """Say what a corpus of any size takes on a cluster of known machines: python -m jobs.plan --cluster FILE."""
+
+    cluster: str
+    """A JSON file of measured figures, machines and prices, as cluster/capacity.json."""
+    images: PositiveInt
+    """Rows of the corpus."""
+    image_size: str = Field(default="640x480", pattern=r"^[1-9][0-9]*x[1-9][0-9]*$")
+    """Of its pictures, in pixels: one that the file has a figure for."""
+    image_bytes: ByteSize = ByteSize(100_000)
+    """Of one picture in the mean."""
+    kept_bytes: int = Field(default=100, ge=0)
+    """Of one row's kept columns."""
+    model: str = "ViT-B-32"
+    """An architecture that the file has a figure for."""
+    decode: Decode = "exact"
+    """As in the embed job."""
+    hours: float = Field(default=24.0, gt=0.0)
+    """In which all shall be embedded."""
+    shard_rows: PositiveInt = 10_000
+    """Rows of one shard."""
+    unit_rows: PositiveInt = 8192
+    """As in the embed job."""
+    index: IndexOptions = IndexOptions(memory_budget=ByteSize(512 << 30))
+    """As in the backfill; memory_budget is that of a machine that searches."""
+    index_nodes: PositiveInt = 16
+    """Machines that fill partial indexes."""
+    json_output: bool = Field(default=False, validation_alias=AliasChoices("json"))
+    """Print JSON in place of tables."""
+
+
 class StatusConfig(TableConfig):
     """Say what a table holds, what is left to do, and who is at it: python -m jobs.status."""
 
     json_output: bool = Field(default=False, validation_alias=AliasChoices("json"))
     """Print JSON in place of a table."""
+
+
+class DoctorConfig(BackfillConfig):
+    """Check a cluster and a config before money is spent: python -m jobs.doctor."""
+
+    min_gpus: int | None = Field(default=None, ge=0)
+    """GPUs that torch must see; None: as many as the nodes declare; 0: none, so that GPUs which are only declared pass."""
+    max_clock_skew_s: float = Field(default=60.0, gt=0.0)
+    """How far clocks of nodes and of the store may be from the one here; a lease counts for 60 s."""
+    answer_s: float = Field(default=120.0, gt=0.0)
+    """Seconds for every node to answer; a model that is fetched there counts."""
+    json_output: bool = Field(default=False, validation_alias=AliasChoices("json"))
+    """Print JSON in place of lines."""
 
 
 class VerifyConfig(TableConfig):
@@ -471,6 +527,38 @@ class VectorsConfig(SourceConfig):
     """Names the picture of a row, for people to look at; by default its id does."""
     key_column: str = ROW_ID
     """Unique and without nulls: what _row_id says."""
+
+
+class SubmitConfig(Config):
+    """Hand a job to a running Ray cluster, once for each id, and end as it did: python -m jobs.submit."""
+
+    address: str | None = None
+    """Of Ray's job server, as http://127.0.0.1:8265; None: RAY_API_SERVER_ADDRESS, or the Ray that runs here."""
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """What the job is known by: a schedule names its date or minute, so that the same one is not done twice."""
+    entrypoint: str
+    """The command, as "python -m jobs.backfill --config nightly.toml"."""
+    working_dir: str | None = None
+    """A folder or zip that the job runs in, as the working directory of every process; None: the image's own."""
+    py_modules: tuple[str, ...] = ()
+    """Folders or wheels that the job can import."""
+    tries: PositiveInt = 1
+    """How often it is started while it ends with status 3, which means that the same command goes on."""
+
+
+class SubmitRayJobConfig(Config):
+    """Start a copy of a suspended RayJob on Kubernetes, once for each id: python -m jobs.submit_rayjob."""
+
+    template: str = "backfill"
+    """The suspended RayJob that is copied."""
+    id: str = Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
+    """The name of the copy: in a CronJob that of its Job, which has the minute of the schedule in it."""
+    namespace: str = "rayclip"
+    """Where both are."""
+    poll_s: float = Field(default=10.0, gt=0.0)
+    """Seconds between looks at it."""
+    tries: PositiveInt = 1
+    """How often it is started while it ends with status 3, which means that the same command goes on."""
 
 
 class ImportConfig(RunConfig):

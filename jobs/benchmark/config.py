@@ -45,6 +45,8 @@ class ScalingConfig(Config):
     """How long each of the clusters should be busy, start-up apart."""
     shards: PositiveInt = 100_000
     """Made-up shards of 10,000 rows for planning and resuming."""
+    merged_rows: PositiveInt = 1_000_000
+    """Made-up rows of 512 bytes to merge by ranges of lists."""
     commits: PositiveInt = 2000
     """Receipts to write."""
 

@@ -2,7 +2,8 @@
 
 The graph is the embed job's own, on simulated clusters of Ray; reading, writing and committing are real. Preprocessors
 make blank pixels, and encoders wait as long as a real one would compute: what is left is what the framework and the
-driver cost. Planning, resuming and committing are measured on made-up footers and receipts (planning.py).
+driver cost. Planning, resuming and committing are measured on made-up footers and receipts (planning.py), and designs
+for more than 10^9 rows beside them (beyond.py).
 """
 
 import json
@@ -10,10 +11,11 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,7 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.table import Table
 
+from jobs.benchmark.beyond import merge_by_ranges
 from jobs.benchmark.config import ScalingConfig
 from jobs.benchmark.planning import SHARD_ROWS, TABLE, UNIT_ROWS, measure_planning
 from jobs.benchmark.watch import every
@@ -99,11 +102,16 @@ def scaling(config: ScalingConfig) -> None:
     """Measure all of it, print it, and write out/benchmark/scaling.json."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    planning = measure_planning(config)
+    planning, sharded, compacted = measure_planning(config)
+    ranged = merge_by_ranges(config.out, config.merged_rows)
     points = [_measure(config, encoders) for encoders in config.encoders]
-    result = {"planning": asdict(planning), "points": [asdict(point) for point in points]}
+    parts: dict[str, Sequence[Any]] = {  # dataclasses, one a row
+        "planning": [planning], "sharded": [sharded], "compacted": [compacted], "ranged": [ranged], "points": points,
+    }  # fmt: skip
+    result: dict[str, Any] = {name: asdict(rows[0]) for name, rows in parts.items()}
+    result["points"] = [asdict(point) for point in points]
     (out / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
-    for title, rows in (("planning", [planning]), ("simulated clusters", points)):
+    for title, rows in parts.items():
         table = Table(*asdict(rows[0]), title=title)
         for row in rows:
             table.add_row(*(str(value) for value in asdict(row).values()))

@@ -3,7 +3,9 @@
 import contextlib
 import shutil
 import subprocess
+import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,6 +89,27 @@ class Watch:
         self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, anonymous)
         self.peak_store_bytes = max(self.peak_store_bytes, _shared_bytes() - self._shared_before)
         self._busy += _gpu_busy() if self._has_gpu else []
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a command took."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def measured_command(module: str, *flags: str) -> Spent:
+    """Run one of our jobs to its end in a process of its own, and drop what it prints."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", module, *flags]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with Watch(process.pid) as watch:  # not wait4's ru_maxrss, which begins with this process's own
+        process.wait()
+        seconds = time.perf_counter() - began
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)}: ended with {process.returncode}")
+    return Spent(round(seconds, 2), watch.peak_bytes)
 
 
 def _family(head: psutil.Process) -> list[psutil.Process]:

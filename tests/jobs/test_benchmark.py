@@ -72,12 +72,18 @@ def test_throughput_measures_ceilings_and_the_job(tmp_path: Path, monkeypatch: p
 def test_scaling_runs_the_jobs_own_graph_and_commits_for_real(tmp_path: Path):
     """In a process of its own: it starts clusters, and here Ray runs already."""
     flags = ["--encoders", "[2]", "--seconds", "15", "--images_per_s", "1000", "--shards", "40", "--commits", "5"]
+    flags += ["--merged_rows", "20000"]
     subprocess.run(
         [sys.executable, "-m", "jobs.benchmark", "scaling", "--out", str(tmp_path), *flags], cwd=ROOT, check=True
     )
     measured = json.loads((tmp_path / "scaling.json").read_text())
     planning, (point,) = measured["planning"], measured["points"]
     assert (planning["shards"], planning["rows"], planning["units"], planning["receipts"]) == (40, 400_000, 80, 79)
+    assert min(planning["status_s"], planning["estimate_s"]) > 0
+    assert measured["sharded"]["rss_bytes"] <= planning["rss_bytes"] * 1.2
+    assert measured["compacted"]["receipts"] == 79  # and each of them came back as it was
+    assert measured["ranged"]["are_equal"]
+    assert measured["ranged"]["bytes"] > 20_000 * (512 + 8)
     assert point["rows"] == 30_000
     assert 0.2 < point["of_linear"] <= 1.0
     assert point["images_per_s_per_encoder"] == pytest.approx(1000 * point["of_linear"], rel=0.2)
