@@ -125,9 +125,16 @@ class _Lines:
 def _found(job: JobDetails) -> Found:
     has_succeeded, is_over = job.status == JobStatus.SUCCEEDED, job.status.is_terminal()
     times = [f"{verb} {_when(at)}" for verb, at in (("began", job.start_time), ("ended", job.end_time)) if at]
-    why = f": {' '.join(job.message.split())}" if job.message and is_over and not has_succeeded else ""
+    why = f": {_brief(job.message)}" if job.message and is_over and not has_succeeded else ""
     status = STOPPED_STATUS if job.status == JobStatus.STOPPED else job.driver_exit_code
     return Found(is_over, has_succeeded, f"{job.status.value}, {', '.join(times)}{why}", status)
+
+
+def _brief(message: str) -> str:
+    """Cut Ray's message, which has the job's last 20,000 characters in it, down to what happened and the last line."""
+    what, _, log = message.partition(", last available logs")
+    lines = log.strip().splitlines()
+    return f"{what}: {lines[-1]}" if lines else " ".join(what.split())
 
 
 def _when(milliseconds: int) -> str:

@@ -113,14 +113,18 @@ class RayJobs:
 
 
 def _copy(template: dict[str, Any], name: str) -> dict[str, Any]:  # as _get
-    """Make a RayJob that runs, of one that waits: its name is also the id of Ray's job."""
+    """Make a RayJob that runs, of one that waits: its name is also the id of Ray's job.
+
+    KubeRay leaves alone what somebody else manages: that keeps a template asleep.
+    """
     meta = template["metadata"]
+    spec = {name: value for name, value in template["spec"].items() if name != "managedBy"}
     labels = {**(meta.get("labels") or {}), TEMPLATE_LABEL: meta["name"]}
     return {
         "apiVersion": template["apiVersion"],
         "kind": template["kind"],
         "metadata": {"name": name, "labels": labels},
-        "spec": {**template["spec"], "suspend": False, "jobId": name},
+        "spec": {**spec, "suspend": False, "jobId": name},
     }
 
 

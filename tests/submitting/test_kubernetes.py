@@ -17,7 +17,7 @@ TEMPLATE = {
     "apiVersion": "ray.io/v1",
     "kind": "RayJob",
     "metadata": {"name": "backfill", "uid": "1", "resourceVersion": "7", "labels": {"app": "rayclip"}},
-    "spec": {"suspend": True, "entrypoint": "python -m jobs.backfill", "backoffLimit": 1},
+    "spec": {"suspend": True, "managedBy": "kueue.x-k8s.io/multikueue", "entrypoint": "run", "backoffLimit": 1},
     "status": {"jobDeploymentStatus": "Suspended"},
 }
 FAILED = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n…"
@@ -115,7 +115,7 @@ def test_a_copy_of_the_template_runs_once_under_the_schedules_name(
         "name": "backfill-29384720",
         "labels": {"app": "rayclip", "rayclip/template": "backfill"},
     }
-    assert made["spec"] == {**TEMPLATE["spec"], "suspend": False, "jobId": "backfill-29384720"}
+    assert made["spec"] == {"suspend": False, "entrypoint": "run", "backoffLimit": 1, "jobId": "backfill-29384720"}
     assert "status" not in made
     assert capsys.readouterr().out == "backfill-29384720 is done: Complete SUCCEEDED\n"
     run(config("backfill-29384720"))
