@@ -44,6 +44,9 @@ lock: .venv/ready  ## after a change of dependencies in pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --no-header --upgrade --quiet --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra kubernetes --extra aws --constraint requirements.lock --universal \
+	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet \
+	  --output-file cluster/requirements.lock
 
 clean:
 	rm -rf .venv out build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
