@@ -348,11 +348,11 @@ class DoctorConfig(BackfillConfig):
     """Check a cluster and a config before money is spent: python -m jobs.doctor."""
 
     min_gpus: int | None = Field(default=None, ge=0)
-    """GPUs that torch must see; None: as many as the nodes declare; 0: none, so that GPUs which are only declared pass."""
+    """GPUs that torch must see; None: as many as nodes declare; 0: none, so that those which are only declared pass."""
     max_clock_skew_s: float = Field(default=60.0, gt=0.0)
     """How far clocks of nodes and of the store may be from the one here; a lease counts for 60 s."""
     answer_s: float = Field(default=120.0, gt=0.0)
-    """Seconds for every node to answer; a model that is fetched there counts."""
+    """Seconds for nodes to start answering, and as many for their answers; a model that is fetched there counts."""
     json_output: bool = Field(default=False, validation_alias=AliasChoices("json"))
     """Print JSON in place of lines."""
 

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,11 +30,14 @@ RENEW_S = 10.0  # several tries before the lease runs out
 
 def holder(store: Store, folder: str) -> str | None:
     """Name who holds a folder's lease; None if nobody does, or only somebody who is dead or has not renewed it."""
-    lease = Lease(store, folder)
-    held = lease.newest()
-    if held is None or _is_free(held) or time.time() - held["renewed_s"] > held["expires_s"]:
-        return None
-    return f"process {held['pid']} on {held['host']} since {held['since']}"
+    held = _held(store, folder)
+    return None if held is None else f"process {held['pid']} on {held['host']} since {held['since']}"
+
+
+def held_since_s(store: Store, folder: str) -> float | None:
+    """Tell when the lease that is held was taken, in seconds since 1970; None where `holder` names nobody."""
+    held = _held(store, folder)
+    return None if held is None else datetime.fromisoformat(held["since"]).timestamp()
 
 
 class Lease:
@@ -49,7 +53,8 @@ class Lease:
         self.expires_s = expires_s
         self.renew_s = renew_s
         self.number = 0
-        self.since = _now()
+        self.since_s = time.time()
+        self.since = _text(self.since_s)
         self.lost: str | None = None
         self._renewed = 0.0  # on this machine's own clock
         self._token = uuid.uuid4().hex
@@ -186,19 +191,27 @@ class Lease:
         return f"{self.folder}/{number:06d}.json"
 
     def _content(self, *, released: bool) -> bytes:
+        now_s = time.time()
         held = {
             "token": self._token,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "process": _process_identity(os.getpid()),
             "since": self.since,
-            "renewed": _now(),
-            "renewed_s": time.time(),
+            "renewed": _text(now_s),
+            "renewed_s": now_s,
             "expires_s": self.expires_s,
             "renew_s": self.renew_s,
             "released": released,
         }
         return seal(held)
+
+
+def _held(store: Store, folder: str) -> dict[str, Any] | None:  # as Lease._read
+    held = Lease(store, folder).newest()
+    if held is None or _is_free(held) or time.time() - held["renewed_s"] > held["expires_s"]:
+        return None
+    return held
 
 
 def _is_free(held: dict[str, Any]) -> bool:
@@ -226,5 +239,5 @@ def _clock_s() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def _text(at_s: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_s))

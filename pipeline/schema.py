@@ -5,6 +5,7 @@ begin with an underscore (``vector`` apart), so that a user's kept columns rarel
 are refused.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 import pyarrow as pa
@@ -85,6 +86,11 @@ class Reason(StrEnum):
     BLOCKED_ADDRESS = "blocked_address"
     ZERO_VECTOR = "zero_vector"
     DUPLICATE_KEY = "duplicate_key"
+
+
+def counted_as_bad(reasons: Mapping[str, int]) -> int:
+    """Count the rejects that a limit on rejects is for: not those that the source asked to leave out."""
+    return sum(rows for reason, rows in reasons.items() if reason != Reason.DUPLICATE_KEY)
 
 
 class RejectedRowError(Exception):

@@ -40,7 +40,7 @@ from pipeline.lease import Lease
 from pipeline.metrics import Metrics
 from pipeline.progress import Meter
 from pipeline.runs import Run, brief, earlier_runs, new_run, run_folder, write_run
-from pipeline.schema import Reason
+from pipeline.schema import Reason, counted_as_bad
 from pipeline.store import Store
 from pipeline.table import (
     Unit,
@@ -153,6 +153,7 @@ def _embed_units(job: Job, pending: list[Unit], left_out: dict[str, NDArray[np.i
     """Run the data flow over some units and commit them."""
     config, store, record, ledger = job.config, job.store, job.record, job.ledger
     compute.start_ray()
+    compute.await_resources(config.wait.gpus, config.wait.cpus, config.wait.timeout_s)
     job.run.cluster = compute.totals()
     pools = pools_for(config, record, job.found)
     remember_source(store, config.source)
@@ -167,8 +168,8 @@ def _embed_units(job: Job, pending: list[Unit], left_out: dict[str, NDArray[np.i
     now = {unit.id for unit in pending}
     before = reasons_of(r for r in ledger.receipts.values() if r.unit in ledger.units and r.unit not in now)
     _check_rejects(job, before)
-    metrics = Metrics(job.table, job.found.rows, done)
-    with Meter(done + sum(unit.rows for unit in pending), done) as meter:
+    metrics = Metrics(job.table, job.found.rows, done, before, config.max_reject_fraction, ledger.lease.since_s)
+    with Meter(done + sum(unit.rows for unit in pending), done) as meter, metrics:
         for part in _parts(dataflow(source, steps, pools, elders_of(job, pending))):
             ledger.add(part)
             if ledger.unreadable and config.source.bad_shards == "error":
@@ -244,7 +245,7 @@ def _check_counts(report: Report, job: Job) -> None:
 def _check_rejects(job: Job, reasons: Mapping[str, int]) -> None:
     """Stop where too many rows are rejected; those that the source asked to leave out do not count."""
     limit = job.config.max_reject_fraction
-    bad = sum(rows for reason, rows in reasons.items() if reason != Reason.DUPLICATE_KEY)
+    bad = counted_as_bad(reasons)
     if bad > limit * job.found.rows:
         raise IncompleteError(
             f"table {job.table}: {bad} of {job.found.rows} rows rejected {dict(sorted(reasons.items()))}, more than "

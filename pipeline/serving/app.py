@@ -8,10 +8,12 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import serve
+from ray.serve.metrics import Gauge
 from starlette.types import ASGIApp
 
 from pipeline.config import ServeConfig
@@ -24,6 +26,7 @@ from pipeline.serving.desk import Desk
 from pipeline.serving.gate import LOOPBACK, GateSpec, Key, hosts_for, read_keys
 from pipeline.serving.service import Service
 from pipeline.serving.telemetry import Telemetry
+from pipeline.serving.watch import Watch
 from pipeline.store import Store
 from pipeline.table import find_table, read_record
 
@@ -37,6 +40,8 @@ SPARE = 16
 PROXY_RETRY_S = 5.0
 SCALE_UP_AT = 0.5  # of max_waiting: requests under way in each replica, from which on there are more replicas
 REQUEST_TIMEOUT_S = 120.0  # for all of a request, upload included: what holds a connection longer is cut off
+MIRROR_S = 5.0  # of the 10 s after which Ray passes on what it was given
+WATCH_S = 60.0  # a look takes some ten requests to the store, and nobody is called out within less than minutes
 HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"  # makes Serve bind every address, whatever the host says
 
 
@@ -77,7 +82,11 @@ class Endpoint:
         self.desk = Desk(open_services(config, tables, models), config, Telemetry())
         self.desk.refresh()
         self.look = threading.Event()
-        threading.Thread(target=self._follow, name="follow", daemon=True).start()
+        self.mirror = Mirror(self.desk.telemetry)
+        self.watch = Watch(Store(config.store), tuple(self.desk.services), self.desk.telemetry)
+        # Three threads: a store that hangs must not keep the mirror from saying so, nor slow looks a swap.
+        for name, call in (("follow", self._follow), ("watch", self._watch), ("mirror", self._mirror)):
+            threading.Thread(target=call, name=name, daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Give what answers, once everything is loaded."""
@@ -92,10 +101,44 @@ class Endpoint:
         while True:
             self.look.wait(self.config.poll_s)
             self.look.clear()
-            try:
-                self.desk.refresh()
-            except Exception:  # whatever it is, the version that answers goes on, and the next look may be better
-                logger.exception("a published version cannot be taken over")
+            _attempt(self.desk.refresh, "a published version cannot be taken over")
+
+    def _watch(self) -> None:
+        while True:
+            _attempt(self.watch.look, "how the tables stand cannot be read")
+            time.sleep(WATCH_S)
+
+    def _mirror(self) -> None:
+        while True:
+            _attempt(self.mirror.send, "metrics cannot be handed to Ray")
+            time.sleep(MIRROR_S)
+
+
+class Mirror:
+    """A replica's metrics on its node's metrics port, where Prometheus finds those of all replicas, and needs no key.
+
+    All are gauges there, counters and buckets too: what a scrape reads is a number as it stands, whatever it is called.
+    Ray passes each on once and forgets it 20 s later, so all are said again, and what is no more ends by itself.
+    """
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self.telemetry = telemetry
+        self.gauges: dict[str, Gauge] = {}
+
+    def send(self) -> None:
+        """Hand over all as it is now."""
+        for (name, labels), value in self.telemetry.series().items():
+            if name not in self.gauges:
+                self.gauges[name] = Gauge(name, "As in the endpoint's /metrics", tuple(label for label, _ in labels))
+            self.gauges[name].set(value, dict(labels))
+
+
+def _attempt(call: Callable[[], object], failure: str) -> None:
+    """Make a call for a thread that goes on whatever comes of it: the next may go better."""
+    try:
+        call()
+    except Exception:
+        logger.exception(failure)
 
 
 def gate_spec(config: ServeConfig, keys: tuple[Key, ...]) -> GateSpec:
@@ -116,13 +159,21 @@ def checked_app(config: ServeConfig) -> serve.Application:
         InputError: a public address without keys, an unreadable key file, an unsafe environment, a port in use, no such
             table, no published index, or no model.
     """
-    keys = read_keys(config.api_key_file)
-    if config.host not in LOOPBACK and not keys:
-        raise InputError(f"host {config.host}: others can reach it; wanted --api_key_file, or a loopback address")
-    _check_environment(config)
-    app = build_app(config, keys)
+    app = _checked(config)
     _check_port(config.host, config.port)
     return app
+
+
+def endpoint(args: ServeConfig) -> serve.Application:
+    """Bind the application that `serve deploy` or a RayService names: import_path pipeline.serving.app:endpoint.
+
+    Serve makes the config of what the file has under ``args``; host and port are its own ``http_options``, and ``host``
+    among the arguments says, as there, whom to expect.
+
+    Raises:
+        InputError: as checked_app, but for the port.
+    """
+    return _checked(args)
 
 
 def start(app: serve.Application, host: str, port: int) -> None:
@@ -168,6 +219,14 @@ def build_app(config: ServeConfig, keys: tuple[Key, ...]) -> serve.Application:
     bound = config.model_copy(update={"store": store.url, "api_key_file": None})
     app: serve.Application = serve.deployment(Endpoint).options(**options).bind(bound, tables, models, keys)
     return app
+
+
+def _checked(config: ServeConfig) -> serve.Application:
+    keys = read_keys(config.api_key_file)
+    if config.host not in LOOPBACK and not keys:
+        raise InputError(f"host {config.host}: others can reach it; wanted --api_key_file, or a loopback address")
+    _check_environment(config)
+    return build_app(config, keys)
 
 
 def _checked_model(config: ServeConfig, store: Store, table: str) -> str:

@@ -28,14 +28,18 @@ STOPPED_STATUS = 3  # as of a job that SIGTERM stopped: the same command goes on
 
 
 class JobServer:
-    """Ray's job server at an address."""
+    """Ray's job server at an address.
+
+    Raises:
+        IncompleteError: none answers there now.
+    """
 
     def __init__(self, config: SubmitConfig, say: Callable[[str], None]) -> None:
         self.config, self.say = config, say
         try:
             self.client = JobSubmissionClient(config.address)
         except (ConnectionError, RuntimeError) as error:
-            raise InputError(f"address {config.address}: no job server answers, or not to us: {error}") from error
+            raise IncompleteError(f"address {config.address}: no job server answers, or not to us: {error}") from error
 
     def find(self, name: str) -> Found | None:
         """Look how a job stands; None: there never was one."""

@@ -1,0 +1,1 @@
+"""What would stop, slow or expose a run, found before it starts; the door is run.py."""
