@@ -72,7 +72,16 @@ def measure_planning(config: ScalingConfig) -> tuple[Planning, Sharded, Compacte
         status = measured_command("jobs.status", "--store", f"{folder}/store", "--table", TABLE, "--json")
         source = ["--source.name", "made-up", "--source.path", f"{folder}/shards", "--source.key_column", "key"]
         estimate = measured_command(
-            "jobs.plan", "--store", f"{folder}/none", "--model", MODEL, "--no-trial", "--json", *source
+            "jobs.plan",
+            "--store",
+            f"{folder}/none",
+            "--model",
+            MODEL,
+            "--no-trial",
+            "--json",
+            "--index.memory_budget",
+            "512GiB",
+            *source,
         )
         whole = replace(
             whole,

@@ -31,6 +31,8 @@ MODELS = {
     "jobs.redrive": config.RedriveConfig,
     "jobs.evaluate": config.EvaluateConfig,
     "jobs.dedup": config.DedupConfig,
+    "jobs.doctor": config.DoctorConfig,
+    "jobs.submit": config.SubmitConfig,
 }
 
 
@@ -48,7 +50,8 @@ def test_the_readme_is_short_enough_to_be_read():
 def test_commands_have_the_flags_they_show(command: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     program, *arguments = shlex.split(command[command.index("python -m ") :])[2:]
-    assert load(MODELS[program], arguments, program)
+    on_paper = program == "jobs.plan" and "--cluster" in arguments
+    assert load(config.CapacityConfig if on_paper else MODELS[program], arguments, program)
 
 
 @pytest.mark.parametrize("command", [line for line in commands() if line.startswith("make ")])
@@ -58,7 +61,53 @@ def test_make_targets_exist(command: str):
 
 def test_all_other_commands_are_of_known_programs():
     others = [line for line in commands() if not re.search(r"^make |python -m jobs\.", line)]
-    assert {line.split()[0] for line in others} == {"curl", "duckdb", "ray"}
+    assert {line.split()[0] for line in others} == {"curl", "docker", "duckdb", "helm", "kubectl", "openssl"}
+
+
+def test_the_worked_example_is_what_the_command_says():
+    """Of capacity, in cluster/README.md: every figure there is in what its command prints."""
+    from pipeline.upkeep.capacity import capacity
+    from pipeline.upkeep.figures import read_figures
+
+    page = PAGES["cluster/README.md"]
+    example = page[page.index("**10^9 images**") : page.index("**10^10 images**")]
+    flags = {"images": 10**9, "index": {"factory": "IVF262144_HNSW32,SQ8"}}
+    found = capacity(config.CapacityConfig(cluster="", **flags), read_figures(str(ROOT / "cluster/capacity.json")))
+    embedding, indexing, money = found.embedding, found.indexing, found.money
+    assert (embedding.gpu_nodes, embedding.cpu_nodes) == (4, 1)
+    said = [
+        embedding.decode_cores_per_gpu,
+        f"{embedding.images_per_s:,.0f} img/s",
+        embedding.hours,
+        embedding.gpu_hours,
+    ]
+    said += [
+        f"{embedding.network_gbit:.1f} Gbit/s",
+        f"{found.table_bytes / 1e12:.2f} TB",
+        f"{found.planning.seconds:.0f} s",
+    ]
+    said += [
+        f"{found.planning.bytes / 1e9:.2f} GB",
+        f"{indexing.bytes / 1e12:.2f} TB",
+        f"{indexing.vectors_bytes / 1e12:.2f} TB",
+    ]
+    said += [
+        f"{indexing.training_hours} training",
+        f"{indexing.filling_hours} filling",
+        f"{indexing.merging_hours:.1f} merging",
+    ]
+    said += [
+        f"{money.embedding:.0f} $ embedding",
+        f"{money.indexing:.0f} $ indexing",
+        f"{money.storage_a_month:.0f} $ a month",
+    ]
+    assert [figure for figure in said if str(figure) not in example] == []
+    breaks = page[page.index("**10^10 images**") :]
+    flags = {"images": 10**10, "hours": 168.0, "index": {"factory": "IVF1048576_HNSW32,SQ8"}}
+    found = capacity(config.CapacityConfig(cluster="", **flags), read_figures(str(ROOT / "cluster/capacity.json")))
+    passed = [limit for limit in found.limits if limit.share > 1]
+    assert len(passed) == 5
+    assert [limit.what for limit in passed if f"{limit.share:.1f}" not in breaks] == []
 
 
 def test_every_config_loads():
@@ -113,8 +162,12 @@ def test_the_tree_shown_is_the_tree_there_is():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page: str):
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-")
+        for line in re.findall(r"^#+ (.*)$", PAGES[page], re.MULTILINE)
+    }
     for target in re.findall(r"\]\((?!http)([^)]+)\)", PAGES[page]):
-        assert (ROOT / page).parent.joinpath(target).exists(), target
+        assert target.removeprefix("#") in headings or (ROOT / page).parent.joinpath(target).exists(), target
 
 
 def test_nothing_heavy_is_imported_with_the_package():
