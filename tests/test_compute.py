@@ -1,3 +1,4 @@
+import time
 from typing import Any
 
 import pytest
@@ -5,7 +6,7 @@ import ray
 
 from pipeline import compute
 from pipeline.compute import BLOCKS_IN_FLIGHT, Request
-from pipeline.errors import InputError
+from pipeline.errors import IncompleteError, InputError
 
 ROW_BYTES = 3 * 224 * 224 + 1024
 REQUEST = Request(
@@ -109,3 +110,14 @@ def test_a_plan_that_could_never_move_is_refused(cluster: Any):
     cluster({"CPU": 0.5})
     with pytest.raises(InputError, match="no node has a whole CPU"):
         pools()
+
+
+def test_a_run_that_asks_for_more_than_comes_says_what_there_is_and_leaves_nothing_asked(local_ray: None):
+    before = ray.available_resources()["CPU"]
+    compute.await_resources(0, 2, timeout_s=60)
+    with pytest.raises(IncompleteError, match=r"cluster: 0 GPUs and \d CPUs are free after 0.5 s; wanted 1 and 64"):
+        compute.await_resources(1, 64, timeout_s=0.5)
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources()["CPU"] == before

@@ -19,7 +19,7 @@ from pipeline.table import read_record
 from tests.conftest import encoded, write_shard
 from tests.embedding.test_run import config
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = pytest.mark.usefixtures("local_ray", "light_encoder")
 
 
 def behind(store_url: Path) -> tuple[Columns, Pictures]:
