@@ -1,4 +1,4 @@
-"""One config per benchmark, as in pipeline/config.py."""
+"""One config per benchmark, as in pipeline/config."""
 
 from typing import Literal
 

@@ -6,6 +6,7 @@ Airflow itself is not among the packages here, which its own would not go with: 
 import ast
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,15 +43,24 @@ def default_of(name: str) -> str:
     return ast.literal_eval(call.args[1])
 
 
-def test_cron_submits_the_backfill_of_its_date(tmp_path: Path):
-    """Run by a shell, with a Python in the place of ours that tells what it was given."""
-    _, command = cron_line()
+@pytest.fixture
+def run_cron(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Have a shell run the line, with a script in the place of our Python."""
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
-    python.chmod(0o755)
+    _, command = cron_line()
     command = command.replace("/opt/rayclip", str(tmp_path)).replace("/var/log", str(tmp_path))
-    subprocess.run(["bash", "-c", command], check=True)
+
+    def run(script: str) -> subprocess.CompletedProcess[str]:
+        python.write_text(f"#!/bin/bash\n{script}\n")
+        python.chmod(0o755)
+        return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_cron_submits_the_backfill_of_its_date(run_cron: Callable[..., object], tmp_path: Path):
+    run_cron('printf "%s\\n" "$@"')
     module, *flags = (tmp_path / "rayclip.log").read_text().splitlines()[1:]
     assert module == "jobs.submit"
     config = load(SubmitConfig, flags, module)
@@ -58,18 +68,11 @@ def test_cron_submits_the_backfill_of_its_date(tmp_path: Path):
     assert (config.entrypoint, config.tries) == (ENTRYPOINT, 3)
 
 
-def test_cron_mails_the_last_lines_of_a_night_that_failed(tmp_path: Path):
-    _, command = cron_line()
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/bash\nfor i in 1 2 3 4 5; do echo "line $i" >&2; done\nexit ${STATUS}\n')
-    python.chmod(0o755)
-    command = command.replace("/opt/rayclip", str(tmp_path)).replace("/var/log", str(tmp_path))
-    for status, mailed in (("0", ""), ("3", "line 3\nline 4\nline 5\n")):
-        done = subprocess.run(
-            ["bash", "-c", command], env={"STATUS": status, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True
-        )
-        assert done.stdout == mailed
+@pytest.mark.parametrize(("status", "mailed"), [(0, ""), (3, "line 3\nline 4\nline 5\n")])
+def test_cron_mails_the_last_lines_of_a_night_that_failed(
+    run_cron: Callable[..., subprocess.CompletedProcess[str]], status: int, mailed: str
+):
+    assert run_cron(f'for i in 1 2 3 4 5; do echo "line $i" >&2; done; exit {status}').stdout == mailed
 
 
 def test_airflow_hands_over_the_same_under_the_same_id():
