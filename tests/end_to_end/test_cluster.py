@@ -217,7 +217,8 @@ def night(cluster: Raylets, tmp_path_factory: pytest.TempPathFactory) -> Night:
     cluster.start_worker("gpu-3", "gpu")
     cluster.start_worker("cpu-2", "cpu")
     twin_said, _ = twin.communicate(timeout=120)
-    rest, _ = job.communicate(timeout=240)
+    rest = job.stdout.read()  # communicate() would leave out what this has read ahead
+    job.wait(60)
     twin_done = subprocess.CompletedProcess([], twin.returncode, twin_said)
     return Night(folder, entrypoint, job.returncode, "".join(said) + rest, twin_done)
 

@@ -57,7 +57,7 @@ def test_throughput_measures_ceilings_and_the_job(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(throughput, "CPU_BATCH_SIZES", (32,))
     monkeypatch.setitem(throughput.DISTINCT, "png-512", 4)
     monkeypatch.setattr(throughput, "available_cpus", lambda: 1)  # one layout: each starts processes of its own
-    config = ThroughputConfig(out=str(tmp_path), model=str(DEMO_MODEL), corpora=("png-512",), images=256, passes=1)
+    config = ThroughputConfig(out=str(tmp_path), model=str(DEMO_MODEL), corpora=("png-512",), images=384, passes=1)
     throughput.throughput(config)
     measured = json.loads((tmp_path / "throughput.json").read_text())
     assert measured["corpora"]["png-512"].items() <= measured.items()
