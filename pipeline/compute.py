@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from pipeline.errors import IncompleteError, InputError, RunError, storage_failed
 from pipeline.filesystem import STORE_ERRORS
 from pipeline.machine import available_cpus
+from pipeline.stopping import alive
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ FILE_ROWS_PER_CPU = 512
 # Blocks in flight for each actor and reader: the one it works on, the one it makes, and one waiting on either side.
 BLOCKS_IN_FLIGHT = 4
 STORE_SHARE = 0.5  # of Ray's object store that blocks may fill; Ray spills to disk when it is full
+WAIT_S = 10.0  # between signs of life while nodes are waited for
 LARGE_IMAGE = 256 << 10  # bytes; a JPEG of a megapixel or so, which takes 10 ms to decode
 THREADS_PER_ENCODER = 16  # beyond these a batch's matrices are too small to share out further
 
@@ -129,7 +132,10 @@ def await_resources(gpus: int, cpus: int, timeout_s: float) -> None:
     logger.info("waiting_for_gpus=%d cpus=%d timeout_s=%.0f", gpus, cpus, timeout_s)
     wanted = placement_group(bundles)
     try:
-        if not wanted.wait(timeout_s):
+        ends = time.monotonic() + timeout_s
+        while not wanted.wait(min(WAIT_S, timeout_s)) and time.monotonic() < ends:
+            alive()  # to wait for machines is no hang
+        if not wanted.wait(0):
             free = ray.available_resources()
             raise IncompleteError(
                 f"cluster: {free.get('GPU', 0):g} GPUs and {free.get('CPU', 0):g} CPUs are free after {timeout_s:g} s; "

@@ -35,7 +35,8 @@ def rayclip_backfill() -> None:
         night = get_current_context()["dag_run"].run_after.strftime("%Y-%m-%d")
         command = [f"{HOME}/.venv/bin/python", "-m", "jobs.submit", "--address", ADDRESS, "--id", f"backfill-{night}"]
         command += ["--entrypoint", f"python -m jobs.backfill --config {CONFIG}"]
-        status = subprocess.run(command, cwd=HOME, check=False).returncode
+        environment = {"RAY_AUTH_MODE": "token", **os.environ}  # or Ray's client sends none
+        status = subprocess.run(command, cwd=HOME, env=environment, check=False).returncode
         if status in FINAL:
             raise AirflowFailException(f"backfill-{night}: status {status}: {FINAL[status]}; its log is above")
         if status:

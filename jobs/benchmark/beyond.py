@@ -46,8 +46,7 @@ class Ranged:
     bytes: int
     ranges: int
     whole_s: float
-    range_s: float  # until the last of them is written
-    are_equal: bool  # the ranges, put behind each other, and the whole
+    range_s: float  # until the last of them is written; behind each other they are the whole, byte for byte
 
 
 def compact(folder: Path) -> Compacted:
@@ -104,7 +103,9 @@ def merge_by_ranges(out: str, rows: int) -> Ranged:
         size = LISTS // RANGES * 8
         lengths = b"".join(part[HEADER : HEADER + size] for part in parts)
         entries = b"".join(part[HEADER + size :] for part in parts)
-        return Ranged(len(whole), RANGES, whole_s, range_s, whole[HEADER:] == lengths + entries)
+        if whole[HEADER:] != lengths + entries:
+            raise RuntimeError("lists merged by ranges are others than lists merged as a whole")
+        return Ranged(len(whole), RANGES, whole_s, range_s)
 
 
 def _make_up_lists(path: Path, rows: int, seed: int) -> None:

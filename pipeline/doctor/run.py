@@ -13,7 +13,7 @@ from pipeline.doctor.access import HA_PROXY
 from pipeline.doctor.facts import Facts
 from pipeline.doctor.judge import Diagnosis, judge
 from pipeline.doctor.nodes import Errand, ask_nodes, dashboard
-from pipeline.doctor.trial import try_out
+from pipeline.doctor.trial import noted, try_out
 from pipeline.store import PROBE, Store
 
 
@@ -37,7 +37,8 @@ def gather(config: DoctorConfig) -> Facts:
     here = try_out(config, store)
     probe = f"{PROBE}{uuid.uuid4().hex}" if "store" not in here.failures else None
     if probe is not None:
-        store.replace(probe, b"doctor")
+        with noted(here.failures, "store"):
+            store.replace(probe, b"doctor")
     try:
         errand = Errand(
             config=config.model_copy(update={"model": here.model}),

@@ -128,7 +128,7 @@ def outcome_of(run: Run) -> Outcome:
 
 def _counted(run: Run) -> Counted | None:
     rows = run.source.get("rows")
-    if not rows or not run.counts:
-        return None
+    if not rows or "reasons" not in run.counts or "max_reject_fraction" not in run.config:
+        return None  # of a run that embeds nothing
     fraction = counted_as_bad(run.counts["reasons"]) / rows
     return Counted(run.counts["embedded"], fraction, run.config["max_reject_fraction"])

@@ -1,13 +1,16 @@
 """A running Ray cluster as a place for jobs: what `ray job submit` does, with an exit status that can be trusted.
 
 The client of Ray exits 0 for a job that somebody stopped, and 1 for any that failed; here the job's own status counts.
-With RAY_AUTH_MODE=token Ray's client takes the token from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+With RAY_AUTH_MODE=token, and only then, Ray's client sends the token of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
+~/.ray/auth_token.
 """
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import aiohttp
@@ -24,6 +27,9 @@ POLL_S = 2.0
 LOST_S = 300.0  # without a word from the job server, after which nothing is known of the job
 # A head that has just started has a job server before it has an agent that starts jobs (10 s on two busy cores).
 STARTING_S = 90.0
+REFUSED = re.compile(
+    r"status code 4(?!08|29)\d\d|status 40[13]|[Aa]uthenticat"
+)  # Ray's client has no other word for it
 STOPPED_STATUS = 3  # as of a job that SIGTERM stopped: the same command goes on
 
 
@@ -32,21 +38,25 @@ class JobServer:
 
     Raises:
         IncompleteError: none answers there now.
+        InputError: it does not take our token, or what it is asked for.
     """
 
     def __init__(self, config: SubmitConfig, say: Callable[[str], None]) -> None:
         self.config, self.say = config, say
-        try:
+        with _named(f"address {config.address}"):
             self.client = JobSubmissionClient(config.address)
-        except (ConnectionError, RuntimeError) as error:
-            raise IncompleteError(f"address {config.address}: no job server answers, or not to us: {error}") from error
 
     def find(self, name: str) -> Found | None:
-        """Look how a job stands; None: there never was one."""
+        """Look how a job stands; None: there never was one.
+
+        Raises:
+            InputError, IncompleteError: as the class.
+        """
         try:
-            return _found(self.client.get_job_info(name))
-        except RuntimeError as error:
-            if "404" in str(error) and "does not exist" in str(error):
+            with _named(name):
+                return _found(self.client.get_job_info(name))
+        except InputError as error:
+            if "does not exist" in str(error):
                 return None
             raise
 
@@ -54,14 +64,15 @@ class JobServer:
         """Start it; nothing if somebody has just started one of that name.
 
         Raises:
-            InputError: the job server refuses it.
+            InputError, IncompleteError: as the class; or the working_dir is none.
         """
         try:
-            self._submit(name)
-        except RuntimeError as error:
+            with _named(name):
+                self._submit(name)
+        except (InputError, IncompleteError) as error:
             if "already exists" not in str(error):
-                raise InputError(f"{name}: refused by the job server: {error}") from error
-        except ValueError as error:  # of a working_dir that is none
+                raise
+        except ValueError as error:
             raise InputError(f"{name}: {error}") from error
 
     @retry(
@@ -87,24 +98,25 @@ class JobServer:
         """Pass on what it prints, and wait for its end.
 
         Raises:
-            IncompleteError: the job server cannot be reached any more; the job may go on.
+            IncompleteError: the job server is gone, or has forgotten the job; it may go on.
         """
-        heard = time.monotonic()
-        lines = _Lines(self.say)
+        lines, lost_since = _Lines(self.say), None
         while True:
             try:
-                if not lines.are_over:
-                    asyncio.run(lines.pass_on(self.client, name))
-                found = self.find(name)
-                heard = time.monotonic()
-                if found is not None and found.is_over:
-                    return found
+                asyncio.run(lines.pass_on(self.client, name))
             except (RuntimeError, ConnectionError, aiohttp.ClientError) as error:
-                if time.monotonic() - heard > LOST_S:
-                    raise IncompleteError(
-                        f"{name}: the job server has not answered for {LOST_S:.0f} s ({error}); the same command "
-                        "follows the job if it still runs"
-                    ) from error
+                logger.info("job=%s its lines broke off: %s", name, error)
+            try:
+                found, lost_since = self.find(name), None
+            except IncompleteError as error:
+                lost_since = lost_since or time.monotonic()
+                if time.monotonic() - lost_since > LOST_S:
+                    raise IncompleteError(f"{error}; for {LOST_S:.0f} s now; the job may go on") from error
+            else:
+                if found is None:
+                    raise IncompleteError(f"{name}: the job server knows it no more: its head has started anew")
+                if found.is_over:
+                    return found
             time.sleep(POLL_S)
 
 
@@ -112,7 +124,7 @@ class _Lines:
     """What a job prints, passed on once, over as many connections as it takes."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.said, self.are_over = say, 0, False
+        self.say, self.said = say, 0
 
     async def pass_on(self, client: JobSubmissionClient, name: str) -> None:
         """Pass on what is new, until the job ends or the connection does."""
@@ -123,7 +135,18 @@ class _Lines:
             if new:
                 self.say(new)
                 self.said += len(new)
-        self.are_over = True
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Tell what a job server refuses, which no next try mends, from what may pass."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:
+        said = " ".join(str(error).split())
+        if REFUSED.search(said):
+            raise InputError(f"{what}: refused by the job server: {said}") from error
+        raise IncompleteError(f"{what}: no job server answers as it should: {said}") from error
 
 
 def _found(job: JobDetails) -> Found:
@@ -131,7 +154,8 @@ def _found(job: JobDetails) -> Found:
     times = [f"{verb} {_when(at)}" for verb, at in (("began", job.start_time), ("ended", job.end_time)) if at]
     why = f": {_brief(job.message)}" if job.message and is_over and not has_succeeded else ""
     status = STOPPED_STATUS if job.status == JobStatus.STOPPED else job.driver_exit_code
-    return Found(is_over, has_succeeded, f"{job.status.value}, {', '.join(times)}{why}", status)
+    was_stopped = job.status == JobStatus.STOPPED
+    return Found(is_over, has_succeeded, f"{job.status.value}, {', '.join(times)}{why}", status, was_stopped)
 
 
 def _brief(message: str) -> str:

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from pipeline.config import SubmitRayJobConfig
-from pipeline.errors import IncompleteError, InputError
+from pipeline.errors import IncompleteError, InputError, RunError
 from pipeline.submitting.once import Found
 
 try:
@@ -57,6 +57,7 @@ class RayJobs:
 
         Raises:
             InputError: no such template, or Kubernetes refuses the copy.
+            IncompleteError: Kubernetes cannot be reached.
         """
         if len(name) > MAX_NAME:
             raise InputError(f"id {name}: {len(name)} letters; KubeRay takes {MAX_NAME} at most")
@@ -67,11 +68,9 @@ class RayJobs:
             self.api.create_namespaced_custom_object(
                 **self.namespace, body=_copy(template, name), _request_timeout=TIMEOUT_S
             )
-        except ApiException as error:
-            if error.status != 409:
-                raise InputError(
-                    f"{name}: refused by Kubernetes: {error.status} {error.reason} {error.body}"
-                ) from error
+        except (ApiException, HTTPError) as error:
+            if getattr(error, "status", None) != 409:
+                raise _failure(name, error) from error
 
     def follow(self, name: str) -> Found:
         """Look every few seconds until the job is over.
@@ -84,7 +83,7 @@ class RayJobs:
             try:
                 found = self.find(name)
                 heard = time.monotonic()
-            except InputError as error:
+            except IncompleteError as error:
                 if time.monotonic() - heard > LOST_S:
                     raise IncompleteError(f"{name}: not heard of for {LOST_S:.0f} s: {error}") from error
                 time.sleep(self.settings.poll_s)
@@ -106,10 +105,18 @@ class RayJobs:
         except ApiException as error:
             if error.status == 404:
                 return None
-            raise InputError(f"{name}: Kubernetes says {error.status} {error.reason}") from error
+            raise _failure(name, error) from error
         except HTTPError as error:
-            raise InputError(f"{name}: Kubernetes cannot be reached: {error}") from error
+            raise _failure(name, error) from error
         return found
+
+
+def _failure(name: str, error: Exception) -> RunError:
+    """Tell what Kubernetes refuses, which no next try mends, from what may pass."""
+    status = getattr(error, "status", None) or 0
+    if 400 <= status < 500 and status not in (408, 429):
+        return InputError(f"{name}: refused by Kubernetes: {' '.join(str(error).split())}")
+    return IncompleteError(f"{name}: Kubernetes does not answer as it should: {' '.join(str(error).split())}")
 
 
 def _copy(template: dict[str, Any], name: str) -> dict[str, Any]:  # as _get
@@ -135,5 +142,6 @@ def _found(status: dict[str, Any]) -> Found:  # RayJobStatus
     is_over = deployment in ("Complete", "Failed", "ValidationFailed")
     said = " ".join(part for part in (deployment, job, status.get("reason") or "", status.get("message") or "") if part)
     code = EXIT_CODE.search(status.get("message") or "")
-    exit_status = int(code[1]) if code else 3 if job == "STOPPED" else None
-    return Found(is_over, has_succeeded, " ".join(said.split()), exit_status if is_over else None)
+    was_stopped = job == "STOPPED"
+    exit_status = int(code[1]) if code else 3 if was_stopped else None
+    return Found(is_over, has_succeeded, " ".join(said.split()), exit_status if is_over else None, was_stopped)

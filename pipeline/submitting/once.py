@@ -25,6 +25,7 @@ class Found:
     has_succeeded: bool
     said: str  # for people: its state, and since when
     exit_status: int | None = None  # of the job itself, where it ended and the place knows
+    was_stopped: bool = False  # by somebody, who will not want it started again at once
 
 
 class Place(Protocol):
@@ -55,7 +56,7 @@ def submit_once(place: Place, name: str, tries: int = 1) -> str:
     if found is not None and found.has_succeeded:
         return f"{attempt} is already done: {found.said}; nothing was started"
     ended = _ended(place, attempt, found)
-    while ended.exit_status == INCOMPLETE and tries > 1:
+    while ended.exit_status == INCOMPLETE and not ended.was_stopped and tries > 1:
         tries -= 1
         attempt, found = _latest(place, name)
         ended = _ended(place, attempt, found)

@@ -151,7 +151,8 @@ def test_the_template_sleeps_until_it_is_copied() -> None:
 def test_the_schedule_tries_again_what_a_try_may_mend(name: str) -> None:
     kinds = by_kind(name)
     job = kinds["CronJob/backfill"]["spec"]["jobTemplate"]["spec"]
-    (rule,) = job["podFailurePolicy"]["rules"]
+    moved, rule = job["podFailurePolicy"]["rules"]
+    assert moved == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
     finals = [InputError.exit_status, LeaseHeldError.exit_status]
     assert rule["action"] == "FailJob"
     assert (rule["onExitCodes"]["operator"], rule["onExitCodes"]["values"]) == ("In", finals)
@@ -318,9 +319,14 @@ def test_what_is_run_are_modules_that_exist_with_flags_that_they_take(name: str)
             assert importlib.util.find_spec("jobs.submit_rayjob")
             made = {"JOB_NAME": "backfill-29384720", "NAMESPACE": "rayclip"}
             assert {variable["name"] for variable in container["env"]} == set(made)
-            words = [made.get(word.strip("$()"), word) for word in container["args"]]  # as the kubelet does
+            words = [
+                word.replace("$(JOB_NAME)", made["JOB_NAME"]).replace("$(NAMESPACE)", made["NAMESPACE"])  # the kubelet
+                for word in container["args"]
+            ]
             config = load(SubmitRayJobConfig, words, "jobs.submit_rayjob")
-            assert (config.template, config.id, config.namespace) == ("backfill", made["JOB_NAME"], "rayclip")
+            assert (config.template, config.id, config.namespace) == ("backfill", "run-backfill-29384720", "rayclip")
+            # KubeRay gives the Job that submits the RayJob's own name: with that of this Job it would submit nothing.
+            assert config.id != made["JOB_NAME"]
             assert f"RayJob/{config.template}" in by_kind(name)
 
 

@@ -113,5 +113,5 @@ def test_all_have_one_clock():
 def test_kubernetes_makes_the_id_of_its_own_job(flag: str):
     (container,) = CRON_JOB["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     arguments = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
-    wanted = {"template": "backfill", "id": "$(JOB_NAME)", "namespace": "$(NAMESPACE)"}
+    wanted = {"template": "backfill", "id": "run-$(JOB_NAME)", "namespace": "$(NAMESPACE)"}
     assert arguments[f"--{flag}"] == wanted[flag]

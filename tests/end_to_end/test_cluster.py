@@ -211,6 +211,8 @@ def night(cluster: Raylets, tmp_path_factory: pytest.TempPathFactory) -> Night:
         said.append(line)
         if " unit=" in line:
             break
+    else:
+        pytest.fail("".join(said)[-4000:])  # it ended before its first unit
     twin = cluster.popen(*cluster.submit("night-2", entrypoint))
     for name in ("gpu-1", "cpu"):
         cluster.kill(name)

@@ -72,6 +72,14 @@ def test_only_what_going_on_can_mend_is_tried_again():
         submit_once(Shop(3, 3, 0), "night", tries=2)
 
 
+def test_a_job_that_somebody_stopped_is_not_started_again_at_once():
+    shop = Shop(3, 0)
+    shop.follow = lambda name: Found(is_over=True, has_succeeded=False, said="STOPPED", exit_status=3, was_stopped=True)
+    with pytest.raises(IncompleteError, match="STOPPED"):
+        submit_once(shop, "night", tries=3)
+    assert shop.started == ["night"]
+
+
 def test_a_name_that_always_fails_comes_to_an_end():
     shop = Shop(*[1] * MAX_NAMES)
     for _ in range(MAX_NAMES):
