@@ -38,6 +38,8 @@ UNSAFE_VARIABLES = (
 )
 
 
+HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"  # makes Serve bind every address, whatever the host says
+
 # Ray's own word for full disks and for objects that are lost with the node that held them.
 RAY_STORAGE_ERRORS = (
     ray.exceptions.OutOfDiskError,

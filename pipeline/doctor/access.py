@@ -10,8 +10,6 @@ from pipeline.config import DoctorConfig
 from pipeline.doctor.facts import Facts
 from pipeline.doctor.finding import HERE, Finding, answered
 
-HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"  # makes Serve bind every address; jobs.serve refuses it
-
 
 def find_conditions(facts: Facts, config: DoctorConfig) -> Iterator[Finding]:
     """Find a store in which two runs would not see each other."""

@@ -9,7 +9,6 @@ import ray
 
 from pipeline import compute
 from pipeline.config import DoctorConfig
-from pipeline.doctor.access import HA_PROXY
 from pipeline.doctor.facts import Facts
 from pipeline.doctor.judge import Diagnosis, judge
 from pipeline.doctor.nodes import Errand, ask_nodes, dashboard
@@ -46,7 +45,7 @@ def gather(config: DoctorConfig) -> Facts:
             store=store.url,
             probe=probe,
             shard=here.shard,
-            variables=(*compute.UNSAFE_VARIABLES, HA_PROXY),
+            variables=(*compute.UNSAFE_VARIABLES, compute.HA_PROXY),
         )
         nodes = ask_nodes(errand)
     finally:

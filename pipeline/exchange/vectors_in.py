@@ -29,7 +29,7 @@ from pipeline.exchange.take_in import LAYOUTS, TakeIn
 from pipeline.filesystem import storage_named
 from pipeline.lease import Lease
 from pipeline.runs import Run, brief, earlier_runs, new_run, recorded, run_folder, write_run
-from pipeline.schema import Reason
+from pipeline.schema import counted_as_bad
 from pipeline.stopping import Stopping
 from pipeline.store import Store
 from pipeline.table import TableRecord, read_record, reasons_of, table_folder, write_record
@@ -172,7 +172,7 @@ def _take_in(config: ImportConfig, job: Job, left_out: Mapping[str, NDArray[np.i
 
 def _check_rejects(config: ImportConfig, job: Job, reasons: Mapping[str, int]) -> None:
     """Stop where too many rows are rejected; those that the source asked to leave out do not count."""
-    bad = sum(rows for reason, rows in reasons.items() if reason != Reason.DUPLICATE_KEY)
+    bad = counted_as_bad(reasons)
     if bad > config.max_reject_fraction * job.found.rows:
         raise IncompleteError(
             f"table {job.table}: {bad} of {job.found.rows} rows rejected {dict(sorted(reasons.items()))}, more than "

@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.metrics import Gauge
 from starlette.types import ASGIApp
 
+from pipeline.compute import HA_PROXY
 from pipeline.config import ServeConfig
 from pipeline.embedding.encode import Encode
 from pipeline.errors import InputError
@@ -42,7 +43,6 @@ SCALE_UP_AT = 0.5  # of max_waiting: requests under way in each replica, from wh
 REQUEST_TIMEOUT_S = 120.0  # for all of a request, upload included: what holds a connection longer is cut off
 MIRROR_S = 5.0  # of the 10 s after which Ray passes on what it was given
 WATCH_S = 60.0  # a look takes some ten requests to the store, and nobody is called out within less than minutes
-HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"  # makes Serve bind every address, whatever the host says
 
 
 def open_services(config: ServeConfig, tables: Sequence[str], models: Sequence[str]) -> list[Service]:

@@ -19,7 +19,7 @@ from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_f
 
 from pipeline.config import SubmitConfig
 from pipeline.errors import IncompleteError, InputError
-from pipeline.submitting.once import Found
+from pipeline.submitting.once import INCOMPLETE, Found
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ STARTING_S = 90.0
 REFUSED = re.compile(
     r"status code 4(?!08|29)\d\d|status 40[13]|[Aa]uthenticat"
 )  # Ray's client has no other word for it
-STOPPED_STATUS = 3  # as of a job that SIGTERM stopped: the same command goes on
 
 
 class JobServer:
@@ -153,8 +152,8 @@ def _found(job: JobDetails) -> Found:
     has_succeeded, is_over = job.status == JobStatus.SUCCEEDED, job.status.is_terminal()
     times = [f"{verb} {_when(at)}" for verb, at in (("began", job.start_time), ("ended", job.end_time)) if at]
     why = f": {_brief(job.message)}" if job.message and is_over and not has_succeeded else ""
-    status = STOPPED_STATUS if job.status == JobStatus.STOPPED else job.driver_exit_code
     was_stopped = job.status == JobStatus.STOPPED
+    status = INCOMPLETE if was_stopped else job.driver_exit_code
     return Found(is_over, has_succeeded, f"{job.status.value}, {', '.join(times)}{why}", status, was_stopped)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config import SubmitRayJobConfig
 from pipeline.errors import IncompleteError, InputError, RunError
-from pipeline.submitting.once import Found
+from pipeline.submitting.once import INCOMPLETE, Found
 
 try:
     from kubernetes import client, config
@@ -143,5 +143,5 @@ def _found(status: dict[str, Any]) -> Found:  # RayJobStatus
     said = " ".join(part for part in (deployment, job, status.get("reason") or "", status.get("message") or "") if part)
     code = EXIT_CODE.search(status.get("message") or "")
     was_stopped = job == "STOPPED"
-    exit_status = int(code[1]) if code else 3 if was_stopped else None
+    exit_status = int(code[1]) if code else INCOMPLETE if was_stopped else None
     return Found(is_over, has_succeeded, " ".join(said.split()), exit_status if is_over else None, was_stopped)

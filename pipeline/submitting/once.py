@@ -13,7 +13,7 @@ from pipeline.errors import IncompleteError, InputError, LeaseHeldError, RunErro
 logger = logging.getLogger(__name__)
 
 MAX_NAMES = 20  # that one name may lead to: whoever sees as many failures of one night should look
-INCOMPLETE = IncompleteError.exit_status
+INCOMPLETE = IncompleteError.exit_status  # also of a job that somebody stopped: the same command goes on
 NAMED = {error.exit_status: error for error in (InputError, IncompleteError, LeaseHeldError)}
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline import compute
-from pipeline.compute import Pools
+from pipeline.compute import HA_PROXY, Pools
 from pipeline.config import DoctorConfig, SourceConfig
 from pipeline.doctor import machine
-from pipeline.doctor.access import HA_PROXY
 from pipeline.doctor.facts import Disk, Facts, Machine, Node, Trial
 from pipeline.doctor.finding import merged
 from pipeline.doctor.judge import CHECKS, Diagnosis, judge
